@@ -1,0 +1,10 @@
+//! Sans-I/O codecs of anyreach: what travels inside QUIC packets and streams, as types.
+//!
+//! Extension frames and transport parameters of draft-seemann-quic-nat-traversal-02 and
+//! draft-ietf-quic-address-discovery-00, and the control messages two nodes exchange on a stream.
+//! It is not a QUIC implementation and holds no sockets, clocks, tasks or connection state:
+//! bytes in, values out, and back. Everything here reads input of an untrusted peer, so no input
+//! panics, and nothing is reserved on the word of a length field.
+
+pub mod control;
+pub mod varint;
