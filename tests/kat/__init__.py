@@ -1,0 +1,1 @@
+"""ML-KEM-768: known answers, and agreement with independent implementations."""
