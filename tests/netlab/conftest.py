@@ -1,0 +1,50 @@
+"""Fixtures of the laboratory tests: a fresh lab per test, its programs' output in reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .lab import Lab
+from .requirements import netlab_required
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+_LAB = pytest.StashKey[Lab]()
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in this folder, so that ``-m 'not netlab'`` leaves it out."""
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.netlab)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the programs in the lab printed when a test fails."""
+    report = yield
+    lab = item.stash.get(_LAB, None)
+    if call.when == "call" and report.failed and lab is not None:
+        report.sections.append(("Programs in the lab", lab.transcripts()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def netlab() -> None:
+    """Skip (or fail, see ``requirements``) where the lab cannot run."""
+    netlab_required()
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest, netlab: None) -> Iterator[Lab]:  # noqa: ARG001
+    """An empty lab: the internet router and no hosts."""
+    with Lab() as lab:
+        request.node.stash[_LAB] = lab
+        yield lab
