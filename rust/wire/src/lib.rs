@@ -6,5 +6,8 @@
 //! bytes in, values out, and back. Everything here reads input of an untrusted peer, so no input
 //! panics, and nothing is reserved on the word of a length field.
 
+pub mod address;
 pub mod control;
+pub mod frames;
+pub mod transport_parameters;
 pub mod varint;
