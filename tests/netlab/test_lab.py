@@ -21,6 +21,7 @@ from .process import NoEventError
 from .topology import (
     DUAL_STACK,
     NO_AF_INET6,
+    NO_V4,
     V4_LINK_LOCAL_V6,
     V4_ONLY,
     V6_ONLY,
@@ -98,15 +99,20 @@ def test_sockets_without_af_inet6(lab: Lab) -> None:
     assert support.inet6 == support.dual == support.inet6_loopback == "EAFNOSUPPORT"
 
 
-def test_a_v6_only_host_has_no_ipv4_but_loopback(lab: Lab) -> None:
-    host = lab.host("a", V6_ONLY)
+@pytest.mark.parametrize(
+    ("kind", "loopback"), [(V6_ONLY, ["127.0.0.1"]), (NO_V4, [])], ids=["v6-only", "no-v4"]
+)
+def test_a_v6_only_host_has_no_ipv4_but_loopback(
+    lab: Lab, kind: HostKind, loopback: list[str]
+) -> None:
+    host = lab.host("a", kind)
     addresses = [
         address["local"]
         for interface in host.ip_json("address", "show")
         for address in interface["addr_info"]
         if address["family"] == "inet"
     ]
-    assert addresses == ["127.0.0.1"]
+    assert addresses == loopback
     peer = lab.host("b", V4_ONLY)
     assert peer.v4 is not None
     assert ask(host, peer.v4, tries=1).errors == {"ENETUNREACH"}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DUAL_STACK",
     "NO_AF_INET6",
+    "NO_V4",
     "V4_LINK_LOCAL_V6",
     "V4_ONLY",
     "V6_ONLY",
@@ -72,6 +73,7 @@ class HostKind:
     name: str
     v4: bool
     v6: Ipv6
+    loopback_v4: bool = True
 
 
 DUAL_STACK: Final = HostKind("dual-stack", v4=True, v6=Ipv6.GLOBAL)
@@ -79,7 +81,9 @@ V4_ONLY: Final = HostKind("v4-only", v4=True, v6=Ipv6.DISABLED)
 V4_LINK_LOCAL_V6: Final = HostKind("v4-link-local-v6", v4=True, v6=Ipv6.LINK_LOCAL)
 NO_AF_INET6: Final = HostKind("no-af-inet6", v4=True, v6=Ipv6.REFUSED)
 V6_ONLY: Final = HostKind("v6-only", v4=False, v6=Ipv6.GLOBAL)
-"""No IPv4 address but 127.0.0.1, which every Linux host has."""
+"""No IPv4 address but 127.0.0.1, which Linux gives every host by itself."""
+NO_V4: Final = HostKind("no-v4", v4=False, v6=Ipv6.GLOBAL, loopback_v4=False)
+"""No IPv4 address at all."""
 
 
 class Internet(Namespace):
@@ -214,6 +218,8 @@ class Host(Namespace):
             }
         )
         self.ip("link set lo up")
+        if not kind.loopback_v4:
+            self.ip("address delete 127.0.0.1/8 dev lo")
         self.line = Line(self, internet, f"port{index}", mtu=mtu)
         self.interface_up()
 
