@@ -1,0 +1,2 @@
+//! Baseline of the benchmarks.
+fn main() {}
