@@ -1,0 +1,179 @@
+//! The sending half the engine uses: one per connection, each with its own waker.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use noq_udp::Transmit;
+
+use crate::{
+    addr::canonical,
+    counters::Counters,
+    port::{Port, SendFailure},
+    routes::{Reader, Shared},
+};
+
+type Writable = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
+
+/// Sends transmits of the engine by the route their destination has.
+pub(crate) struct NodeSender {
+    shared: Arc<Shared>,
+    reader: Reader,
+    /// Waits for a full socket. Made only then, so that the usual send allocates nothing.
+    writable: Option<Writable>,
+}
+
+impl NodeSender {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            reader: Reader::new(&shared),
+            shared,
+            writable: None,
+        }
+    }
+}
+
+impl fmt::Debug for NodeSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeSender")
+            .field("waiting", &self.writable.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl noq::UdpSender for NodeSender {
+    fn poll_send(
+        self: Pin<&mut Self>,
+        transmit: &Transmit<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self {
+            shared,
+            reader,
+            writable,
+        } = self.get_mut();
+        let destination = canonical(transmit.destination);
+        let port = &reader.get(shared).primary;
+        let Some(wire) = in_socket_form(transmit, destination, port, &shared.counters) else {
+            return Poll::Ready(Ok(()));
+        };
+        loop {
+            if let Some(waiting) = writable {
+                let result = ready!(waiting.as_mut().poll(cx));
+                *writable = None;
+                // Fails only when the runtime is shutting down.
+                result?;
+            }
+            match port.try_send(&wire) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(SendFailure::WouldBlock) => {
+                    let io = port.io.clone();
+                    *writable = Some(Box::pin(async move { io.writable().await }));
+                }
+                Err(failure) => {
+                    send_failed(shared, port, &wire, failure);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+
+    fn max_transmit_segments(&self) -> NonZeroUsize {
+        NonZeroUsize::new(self.shared.max_transmit_segments()).unwrap_or(NonZeroUsize::MIN)
+    }
+}
+
+/// The transmit with its addresses in the port's form; `None`, and counted, if it has none.
+///
+/// What the kernel would reject is stopped here, because its `EINVAL` cannot be told from one that
+/// is about offloads (see [`Port::try_send`]).
+fn in_socket_form<'a>(
+    transmit: &Transmit<'a>,
+    destination: SocketAddr,
+    port: &Port,
+    counters: &Counters,
+) -> Option<Transmit<'a>> {
+    if !is_possible_peer(destination) {
+        Counters::bump(&counters.send_bad_destination);
+        return None;
+    }
+    let source = transmit.src_ip.map(|ip| ip.to_canonical());
+    let same_family = source.is_none_or(|ip| ip.is_ipv4() == destination.is_ipv4());
+    match port.family.destination(destination) {
+        Some(destination) if same_family => Some(Transmit {
+            destination,
+            ecn: transmit.ecn,
+            contents: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: source.map(|ip| port.family.source(ip)),
+        }),
+        _ => {
+            Counters::bump(&counters.send_wrong_family);
+            None
+        }
+    }
+}
+
+/// Whether a QUIC peer can have this (canonical) address at all.
+fn is_possible_peer(addr: SocketAddr) -> bool {
+    let ip_fits = match addr.ip() {
+        IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast(),
+    };
+    ip_fits && addr.port() != 0
+}
+
+/// Counts a failure and takes over the renewed port, if there is one. The failure ends here: it
+/// concerns one datagram.
+fn send_failed(shared: &Shared, port: &Arc<Port>, wire: &Transmit<'_>, failure: SendFailure) {
+    let (error, renewed) = match failure {
+        SendFailure::WouldBlock => return,
+        SendFailure::Datagram(error) => (error, None),
+        SendFailure::Renewed(error, renewed) => (error, renewed),
+    };
+    tracing::trace!(%error, destination = %canonical(wire.destination), "datagram not sent");
+    if error.kind() == io::ErrorKind::InvalidInput && wire.src_ip.is_some() {
+        Counters::bump(&shared.counters.send_source_gone);
+    } else {
+        shared.counters.send_error(&error);
+    }
+    if let Some(renewed) = renewed {
+        Counters::bump(&shared.counters.offload_renewed);
+        shared.update(|routes| routes.replace_port(port, *renewed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_no_peer_can_have() {
+        for addr in [
+            "0.0.0.0:9",
+            "255.255.255.255:9",
+            "224.0.0.1:9",
+            "192.0.2.1:0",
+            "[::]:9",
+            "[ff02::1]:9",
+            "[2001:db8::1]:0",
+        ] {
+            assert!(!is_possible_peer(addr.parse().expect("literal")), "{addr}");
+        }
+        for addr in [
+            "192.0.2.1:9",
+            "127.0.0.1:9",
+            "[2001:db8::1]:9",
+            "[fe80::1%1]:9",
+        ] {
+            assert!(is_possible_peer(addr.parse().expect("literal")), "{addr}");
+        }
+    }
+}

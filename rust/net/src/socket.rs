@@ -1,0 +1,196 @@
+//! [`NodeSocket`]: what the engine takes for a UDP socket.
+
+use std::{
+    fmt,
+    future::Future,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use noq::{AsyncUdpSocket, UdpSender};
+use noq_udp::RecvMeta;
+use tokio::time::{Sleep, sleep};
+
+use crate::{
+    addr::engine_form,
+    bind::BoundSocket,
+    counters::Counters,
+    port::Port,
+    receive::accept,
+    routes::{Reader, Shared},
+    sender::NodeSender,
+};
+
+/// Batches in a row without one datagram for the engine, after which the receive task yields.
+///
+/// Without a bound a flood of empty datagrams keeps one poll busy for ever (CVE-2026-11352). Eight
+/// batches of 32 datagrams take well under a millisecond.
+const FRUITLESS_BATCHES: usize = 8;
+
+/// Receive errors in a row after which the socket pauses. Errors queued by ICMP are taken one per
+/// call, so a few dozen in a row are plausible; more mean that the error stays.
+const ERRORS_IN_A_ROW: u32 = 64;
+
+/// How long it pauses then: short against any QUIC timer, long against a busy loop.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// The node's UDP socket as the engine sees it.
+///
+/// Errors of single datagrams never reach the engine, in neither direction: they are in
+/// [`NodeSocket::counters`]. The only errors it can see are a closed descriptor and a runtime that
+/// is shutting down.
+pub struct NodeSocket {
+    shared: Arc<Shared>,
+    reader: Reader,
+    local_addr: SocketAddr,
+    receiving: Receiving,
+}
+
+impl NodeSocket {
+    /// Takes over a bound socket. Must be called within a tokio runtime with I/O and time enabled.
+    ///
+    /// # Errors
+    ///
+    /// What the system reports if the socket refuses the options the engine needs (packet
+    /// information, ECN), or if it cannot be registered with the runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn new(bound: BoundSocket) -> io::Result<Self> {
+        let local_addr = bound.local_addr();
+        let shared = Arc::new(Shared::new(Port::new(bound.socket, bound.family)?));
+        Ok(Self {
+            reader: Reader::new(&shared),
+            shared,
+            local_addr,
+            receiving: Receiving::default(),
+        })
+    }
+
+    /// The counters of everything this socket dropped, refused or failed to send. They outlive the
+    /// socket, which the engine takes.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.shared.counters.clone()
+    }
+}
+
+impl fmt::Debug for NodeSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeSocket")
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsyncUdpSocket for NodeSocket {
+    fn create_sender(&self) -> Pin<Box<dyn UdpSender>> {
+        Box::pin(NodeSender::new(self.shared.clone()))
+    }
+
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let routes = self.reader.get(&self.shared);
+        self.receiving
+            .poll(&self.shared.counters, &routes.primary, cx, bufs, meta)
+    }
+
+    /// The bound address in engine form, whatever the family of the socket: see the crate
+    /// documentation.
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(engine_form(self.local_addr))
+    }
+
+    fn max_receive_segments(&self) -> NonZeroUsize {
+        self.reader.primary().max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.reader.primary().may_fragment()
+    }
+}
+
+/// The receive loop's memory of errors.
+#[derive(Default)]
+struct Receiving {
+    errors_in_a_row: u32,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Receiving {
+    /// Receives what `port` has, until something is for the engine, nothing is left, or the budget
+    /// is spent.
+    fn poll(
+        &mut self,
+        counters: &Counters,
+        port: &Port,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        for _ in 0..FRUITLESS_BATCHES {
+            ready!(self.poll_pause(cx));
+            // Fails only when the runtime is shutting down.
+            ready!(port.io.poll_recv_ready(cx))?;
+            match port.try_recv(bufs, meta) {
+                Ok(received) => {
+                    self.errors_in_a_row = 0;
+                    let kept = accept(counters, bufs, meta, received);
+                    if kept > 0 {
+                        return Poll::Ready(Ok(kept));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.errors_in_a_row = 0;
+                }
+                Err(error) => self.failed(counters, error)?,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        Poll::Ready(())
+    }
+
+    /// Counts a receive error; an error only if the descriptor itself is unusable.
+    fn failed(&mut self, counters: &Counters, error: io::Error) -> io::Result<()> {
+        if is_descriptor_gone(&error) {
+            return Err(error);
+        }
+        Counters::bump(&counters.recv_errors);
+        tracing::trace!(%error, "receive error");
+        self.errors_in_a_row += 1;
+        if self.errors_in_a_row >= ERRORS_IN_A_ROW {
+            tracing::debug!(%error, "receive errors do not end, pausing");
+            self.errors_in_a_row = 0;
+            self.pause = Some(Box::pin(sleep(ERROR_PAUSE)));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn is_descriptor_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK))
+}
+
+/// `WSAENOTSOCK`.
+#[cfg(windows)]
+fn is_descriptor_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(10038)
+}
