@@ -1,0 +1,10 @@
+//! The cryptographic side of a connection: TLS configuration, the session the engine
+//! drives, and the place where packets can be seen in clear.
+
+mod retry;
+mod session;
+mod tap;
+pub mod tls;
+
+pub(crate) use session::{HandshakeInfo, SessionConfig};
+pub use tap::{PacketTap, TapFactory};

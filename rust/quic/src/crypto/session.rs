@@ -1,0 +1,289 @@
+//! The TLS session of a connection: `rustls::quic` behind the engine's `Session` trait.
+//!
+//! The engine's stock session encodes the transport parameters itself and hands out its keys
+//! unwrapped; this one lets a [`PacketTap`] see both, and tells what was negotiated.
+
+use std::{any::Any, io::Cursor, str, sync::Arc};
+
+use noq_proto::{
+    ConnectError, ConnectionId, Side, TransportError, TransportErrorCode,
+    crypto::{
+        self, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, UnsupportedVersion,
+    },
+    transport_parameters::TransportParameters,
+};
+use rustls::{
+    pki_types::{CertificateDer, ServerName},
+    quic::{
+        ClientConnection, Connection, DirectionalKeys, KeyChange, Secrets, ServerConnection, Suite,
+        Version,
+    },
+};
+
+use super::{
+    retry,
+    tap::{PacketTap, TapFactory, TappedKey},
+};
+
+/// QUIC version 1 (RFC 9000); nothing else is spoken.
+const QUIC_V1: u32 = 1;
+
+/// What was negotiated, as the engine's `handshake_data` of our sessions.
+#[derive(Debug, Clone)]
+pub(crate) struct HandshakeInfo {
+    /// Name of the key-exchange group, e.g. `X25519MLKEM768`.
+    pub(crate) group: Option<&'static str>,
+}
+
+/// Makes sessions in either role.
+#[derive(Clone)]
+pub(crate) struct SessionConfig {
+    pub(crate) client: Arc<rustls::ClientConfig>,
+    pub(crate) server: Arc<rustls::ServerConfig>,
+    /// The engine's own server configuration: seals Retry packets and derives Initial keys.
+    pub(crate) stock_server: Arc<noq_proto::crypto::rustls::QuicServerConfig>,
+    /// TLS_AES_128_GCM_SHA256, which protects Initial packets (RFC 9001, section 5.2).
+    pub(crate) initial_suite: Suite,
+    pub(crate) tap: Option<TapFactory>,
+}
+
+impl SessionConfig {
+    fn session(
+        &self,
+        side: Side,
+        params: &TransportParameters,
+        connect: impl FnOnce(Vec<u8>) -> Result<Connection, rustls::Error>,
+    ) -> Result<Session, rustls::Error> {
+        let tap = self.tap.as_ref().map(|make| make(side));
+        let mut encoded = Vec::new();
+        params.write(&mut encoded);
+        if let Some(tap) = &tap {
+            tap.outgoing_parameters(&mut encoded);
+        }
+        Ok(Session {
+            inner: connect(encoded)?,
+            next_secrets: None,
+            told_handshake_data: false,
+            initial_suite: self.initial_suite,
+            side,
+            tap,
+        })
+    }
+}
+
+impl crypto::ClientConfig for SessionConfig {
+    fn start_session(
+        &self,
+        version: u32,
+        server_name: &str,
+        params: &TransportParameters,
+    ) -> Result<Box<dyn crypto::Session>, ConnectError> {
+        if version != QUIC_V1 {
+            return Err(ConnectError::UnsupportedVersion);
+        }
+        let invalid = || ConnectError::InvalidServerName(server_name.into());
+        let name = ServerName::try_from(server_name)
+            .map_err(|_| invalid())?
+            .to_owned();
+        let session = self
+            .session(Side::Client, params, |encoded| {
+                ClientConnection::new(self.client.clone(), Version::V1, name, encoded)
+                    .map(Connection::Client)
+            })
+            .map_err(|_| invalid())?;
+        Ok(Box::new(session))
+    }
+}
+
+impl crypto::ServerConfig for SessionConfig {
+    fn initial_keys(
+        &self,
+        version: u32,
+        dst_cid: ConnectionId,
+    ) -> Result<Keys, UnsupportedVersion> {
+        if version != QUIC_V1 {
+            return Err(UnsupportedVersion);
+        }
+        self.stock_server.initial_keys(version, dst_cid)
+    }
+
+    fn retry_tag(&self, version: u32, orig_dst_cid: ConnectionId, packet: &[u8]) -> [u8; 16] {
+        self.stock_server.retry_tag(version, orig_dst_cid, packet)
+    }
+
+    fn start_session(
+        &self,
+        _version: u32,
+        params: &TransportParameters,
+    ) -> Box<dyn crypto::Session> {
+        let session = self
+            .session(Side::Server, params, |encoded| {
+                ServerConnection::new(self.server.clone(), Version::V1, encoded)
+                    .map(Connection::Server)
+            })
+            .expect("our server configuration speaks TLS 1.3 over QUIC");
+        Box::new(session)
+    }
+}
+
+/// One TLS handshake and the keys it yields.
+struct Session {
+    inner: Connection,
+    next_secrets: Option<Secrets>,
+    told_handshake_data: bool,
+    initial_suite: Suite,
+    side: Side,
+    tap: Option<Arc<dyn PacketTap>>,
+}
+
+impl Session {
+    fn tapped(&self, key: Box<dyn PacketKey>) -> Box<dyn PacketKey> {
+        match &self.tap {
+            Some(tap) => Box::new(TappedKey {
+                key,
+                tap: tap.clone(),
+            }),
+            None => key,
+        }
+    }
+}
+
+fn keys(local: DirectionalKeys, remote: DirectionalKeys) -> Keys {
+    Keys {
+        header: KeyPair {
+            local: Box::new(local.header) as Box<dyn HeaderKey>,
+            remote: Box::new(remote.header),
+        },
+        packet: KeyPair {
+            local: Box::new(local.packet) as Box<dyn PacketKey>,
+            remote: Box::new(remote.packet),
+        },
+    }
+}
+
+impl crypto::Session for Session {
+    fn initial_keys(&self, dst_cid: ConnectionId, side: Side) -> Keys {
+        let side = match side {
+            Side::Client => rustls::Side::Client,
+            Side::Server => rustls::Side::Server,
+        };
+        let initial = self.initial_suite.keys(&dst_cid, side, Version::V1);
+        keys(initial.local, initial.remote)
+    }
+
+    fn handshake_data(&self) -> Option<Box<dyn Any>> {
+        self.told_handshake_data.then(|| {
+            Box::new(HandshakeInfo {
+                group: self
+                    .inner
+                    .negotiated_key_exchange_group()
+                    .and_then(|group| group.name().as_str()),
+            }) as Box<dyn Any>
+        })
+    }
+
+    fn peer_identity(&self) -> Option<Box<dyn Any>> {
+        let chain: Vec<CertificateDer<'static>> = self
+            .inner
+            .peer_certificates()?
+            .iter()
+            .map(|cert| cert.clone().into_owned())
+            .collect();
+        Some(Box::new(chain))
+    }
+
+    fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
+        // Every handshake proves the peer's key anew: no resumption, hence no 0-RTT.
+        None
+    }
+
+    fn early_data_accepted(&self) -> Option<bool> {
+        match self.side {
+            Side::Client => Some(false),
+            Side::Server => None,
+        }
+    }
+
+    fn is_handshaking(&self) -> bool {
+        self.inner.is_handshaking()
+    }
+
+    fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
+        if let Err(error) = self.inner.read_hs(buf) {
+            let mut reported = match self.inner.alert() {
+                Some(alert) => {
+                    TransportError::new(TransportErrorCode::crypto(alert.into()), error.to_string())
+                }
+                None => TransportError::new(
+                    TransportErrorCode::PROTOCOL_VIOLATION,
+                    format!("TLS error: {error}"),
+                ),
+            };
+            reported.crypto = Some(Arc::new(error));
+            return Err(reported);
+        }
+        let ready = self.inner.alpn_protocol().is_some() || !self.inner.is_handshaking();
+        let first_time = ready && !self.told_handshake_data;
+        self.told_handshake_data |= ready;
+        Ok(first_time)
+    }
+
+    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
+        let Some(encoded) = self.inner.quic_transport_parameters() else {
+            return Ok(None);
+        };
+        let mut rewritten;
+        let encoded = match &self.tap {
+            None => encoded,
+            Some(tap) => {
+                rewritten = encoded.to_vec();
+                tap.incoming_parameters(&mut rewritten).map_err(|reason| {
+                    TransportError::new(TransportErrorCode::TRANSPORT_PARAMETER_ERROR, reason)
+                })?;
+                &rewritten
+            }
+        };
+        TransportParameters::read(self.side, &mut Cursor::new(encoded))
+            .map(Some)
+            .map_err(Into::into)
+    }
+
+    fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
+        match self.inner.write_hs(buf)? {
+            KeyChange::Handshake { keys: new } => Some(keys(new.local, new.remote)),
+            KeyChange::OneRtt { keys: new, next } => {
+                self.next_secrets = Some(next);
+                let mut new = keys(new.local, new.remote);
+                new.packet = KeyPair {
+                    local: self.tapped(new.packet.local),
+                    remote: self.tapped(new.packet.remote),
+                };
+                Some(new)
+            }
+        }
+    }
+
+    fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
+        let next = self.next_secrets.as_mut()?.next_packet_keys();
+        Some(KeyPair {
+            local: self.tapped(Box::new(next.local)),
+            remote: self.tapped(Box::new(next.remote)),
+        })
+    }
+
+    fn is_valid_retry(&self, orig_dst_cid: ConnectionId, header: &[u8], payload: &[u8]) -> bool {
+        retry::is_valid(orig_dst_cid, header, payload)
+    }
+
+    fn export_keying_material(
+        &self,
+        output: &mut [u8],
+        label: &[u8],
+        context: &[u8],
+    ) -> Result<(), ExportKeyingMaterialError> {
+        self.inner
+            .export_keying_material(output, label, Some(context))
+            .map(drop)
+            .map_err(|_| ExportKeyingMaterialError)
+    }
+}

@@ -1,0 +1,76 @@
+//! The tap: sees and may rewrite 1-RTT payloads just before they are sealed and just after
+//! they were opened, and the transport parameters on their way to and from TLS.
+//!
+//! The engine speaks its own frame types for NAT traversal; the frames on the wire are those of
+//! draft-seemann-quic-nat-traversal-02. A tap is where one becomes the other. It is *not* a
+//! place for connection logic: it must be cheap, and leave alone whatever it cannot parse.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use noq_proto::{
+    PathId, Side,
+    crypto::{CryptoError, PacketKey},
+};
+
+/// Rewrites the packets of one connection.
+pub trait PacketTap: Send + Sync + 'static {
+    /// Called with the encoded transport parameters this side is about to send.
+    fn outgoing_parameters(&self, _encoded: &mut Vec<u8>) {}
+
+    /// Called with the encoded transport parameters of the peer, before the engine reads them.
+    ///
+    /// # Errors
+    /// A sentence for the peer; the connection ends with TRANSPORT_PARAMETER_ERROR.
+    fn incoming_parameters(&self, _encoded: &mut Vec<u8>) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Called with the payload of a 1-RTT packet before it is sealed. Its length is fixed.
+    fn sealing(&self, path: PathId, packet: u64, payload: &mut [u8]);
+
+    /// Called with the payload of a 1-RTT packet after it was opened, before the engine checks
+    /// for duplicates. It may shrink, never grow.
+    fn opened(&self, path: PathId, packet: u64, payload: &mut BytesMut);
+}
+
+/// Makes the tap of a new connection, given the role of this side.
+pub type TapFactory = Arc<dyn Fn(Side) -> Arc<dyn PacketTap> + Send + Sync>;
+
+/// A packet key with a tap in front of it.
+pub(super) struct TappedKey {
+    pub(super) key: Box<dyn PacketKey>,
+    pub(super) tap: Arc<dyn PacketTap>,
+}
+
+impl PacketKey for TappedKey {
+    fn encrypt(&self, path_id: PathId, packet: u64, buf: &mut [u8], header_len: usize) {
+        let end = buf.len() - self.key.tag_len();
+        self.tap.sealing(path_id, packet, &mut buf[header_len..end]);
+        self.key.encrypt(path_id, packet, buf, header_len);
+    }
+
+    fn decrypt(
+        &self,
+        path_id: PathId,
+        packet: u64,
+        header: &[u8],
+        payload: &mut BytesMut,
+    ) -> Result<(), CryptoError> {
+        self.key.decrypt(path_id, packet, header, payload)?;
+        self.tap.opened(path_id, packet, payload);
+        Ok(())
+    }
+
+    fn tag_len(&self) -> usize {
+        self.key.tag_len()
+    }
+
+    fn confidentiality_limit(&self) -> u64 {
+        self.key.confidentiality_limit()
+    }
+
+    fn integrity_limit(&self) -> u64 {
+        self.key.integrity_limit()
+    }
+}

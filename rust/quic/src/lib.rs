@@ -1,0 +1,26 @@
+//! anyreach over QUIC: who a node is, how its connections are secured, and which
+//! connection to a peer counts.
+//!
+//! This crate drives the `noq` engine: it supplies the TLS session (raw ML-DSA-65 public
+//! keys both ways, key exchange with ML-KEM-768 only), one connection per peer, and typed
+//! events. It holds no policy: which address to dial, when, and what to do about a lost
+//! peer is decided in Python. It knows neither Python nor the layout of the socket.
+
+mod config;
+mod connection;
+mod control;
+mod crypto;
+mod endpoint;
+mod error;
+mod events;
+mod identity;
+mod registry;
+
+pub use anyreach_net::{BindError, IpMode};
+pub use config::EndpointConfig;
+pub use connection::{Connection, PathSnapshot};
+pub use crypto::{PacketTap, TapFactory, tls};
+pub use endpoint::{Endpoint, EndpointError};
+pub use error::{CloseReason, DialError, code};
+pub use events::Event;
+pub use identity::{Identity, IdentityError, PeerId};
