@@ -1,5 +1,5 @@
-//! Cost of reading and writing one extension frame; each happens a few times per connection and
-//! second at most, the reading of frame types once per packet.
+//! Cost of one extension frame, which happens a few times per connection and second at most, and
+//! of walking over the frames of a packet, which happens for every packet.
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyreach_wire::address::Address;
 use anyreach_wire::frames::{AddAddress, Frame, MAX_FRAME_BYTES, PunchMeNow};
 use anyreach_wire::varint::VarInt;
+use anyreach_wire::walk::frame_at;
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn frames(c: &mut Criterion) {
@@ -47,5 +48,25 @@ fn frames(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, frames);
+fn walk(c: &mut Criterion) {
+    let mut bulk = vec![
+        0x02, 0x44, 0x00, 0x19, 0x01, 0x05, 0x02, 0x03, 0x0c, 0x04, 0x80, 1, 0, 0,
+    ];
+    bulk.resize(1400, 0xaa);
+    let mut probe = vec![0x01];
+    probe.resize(1400, 0);
+    for (name, payload) in [("ack_and_stream", bulk), ("mtu_probe", probe)] {
+        c.bench_function(&format!("walk/{name}"), |b| {
+            b.iter(|| {
+                let mut at = 0;
+                while let Ok(Some(frame)) = frame_at(black_box(&payload), at) {
+                    at = frame.range.end;
+                }
+                at
+            });
+        });
+    }
+}
+
+criterion_group!(benches, frames, walk);
 criterion_main!(benches);

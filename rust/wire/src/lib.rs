@@ -11,3 +11,4 @@ pub mod control;
 pub mod frames;
 pub mod transport_parameters;
 pub mod varint;
+pub mod walk;
