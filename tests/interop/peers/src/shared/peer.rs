@@ -22,7 +22,7 @@ use peers::{
     tls::{Auth, Group, Tls},
 };
 use rustls::pki_types::CertificateDer;
-use tokio::io::AsyncReadExt as _;
+use tokio::sync::oneshot;
 
 use crate::{
     engine,
@@ -96,7 +96,7 @@ pub(crate) async fn main(agent: &'static str) -> Result<(), Failure> {
         says_hello: args.get("hello", true)?,
         agent,
     };
-    let ended = tokio::spawn(stdin_ended());
+    let ended = stdin_ended();
     match args.role.as_str() {
         "server" => tokio::select! {
             () = peer.serve() => {}
@@ -128,9 +128,15 @@ struct Work {
     streams: usize,
 }
 
-async fn stdin_ended() {
-    let mut byte = [0];
-    while let Ok(1..) = tokio::io::stdin().read(&mut byte).await {}
+/// Resolves when standard input ends. A thread of its own, since a read of the runtime's cannot be
+/// given up and would keep the program from ending.
+fn stdin_ended() -> oneshot::Receiver<()> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = sender.send(());
+    });
+    receiver
 }
 
 impl Peer {

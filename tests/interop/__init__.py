@@ -1,0 +1,1 @@
+"""Interoperability with QUIC, TLS and ML-KEM code that is not ours."""
