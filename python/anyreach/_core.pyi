@@ -1,0 +1,200 @@
+"""The Rust core. Private: use the classes of the package instead.
+
+Conventions: every ``poll_*`` method either returns its result at once, raises, or returns
+``None`` and arranges for ``token`` to appear in ``bridge.take()`` when it is worth polling
+again. A result stays in Rust until a poll takes it, so a cancelled awaiter loses nothing.
+No method blocks; the GIL is released while Rust works. PeerIds are 32 raw bytes here.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+__all__ = [
+    "Bridge",
+    "Connection",
+    "Dial",
+    "DialFailed",
+    "Endpoint",
+    "Identity",
+    "PathInfo",
+    "RecvStream",
+    "SendStream",
+    "__version__",
+    "interface_addresses",
+    "mlkem768_decapsulate",
+    "mlkem768_encapsulate",
+    "mlkem768_generate",
+]
+
+__version__: str
+
+@final
+class Identity:
+    """An ML-DSA-65 key pair (FIPS 204)."""
+    @staticmethod
+    def generate() -> Identity: ...
+    @staticmethod
+    def from_pkcs8(der: bytes) -> Identity: ...  # raises errors.IdentityError
+    def to_pkcs8(self) -> bytes: ...
+    @property
+    def public_key(self) -> bytes: ...  # DER SubjectPublicKeyInfo, 1974 bytes
+    @property
+    def peer_id(self) -> bytes: ...  # SHA-256 of public_key
+
+@final
+class Bridge:
+    """Queue of wake-up tokens for one event loop; an eventfd tells when it is not empty."""
+    def __new__(cls) -> Bridge: ...
+    def fileno(self) -> int: ...  # -1 on platforms without a pollable descriptor: use wait()
+    def take(self) -> list[int]: ...
+    def wait(self, timeout: float) -> bool: ...  # blocks without the GIL; for a helper thread
+    def forget(self, token: int) -> None: ...  # nobody awaits it any more
+    def close(self) -> None: ...  # forgets every token and drops later ones
+
+@final
+class Endpoint:
+    """The socket, the QUIC endpoint on it, and the registry of connections (one per peer)."""
+    def __new__(
+        cls,
+        identity: Identity,
+        *,
+        bind_addr: str,  # "[::]:9000", "0.0.0.0:0", "127.0.0.1:0"
+        ip_mode: str,  # "dual" | "v4" | "v6"
+        allow_ipv4_mapped: bool,
+        idle_timeout: float,  # seconds
+        keep_alive_interval: float,  # seconds, 0 = off
+        handshake_timeout: float,  # seconds
+        stream_receive_window: int,
+        receive_window: int,
+        send_window: int,
+        max_bidi_streams: int,
+        max_uni_streams: int,
+        datagram_buffer: int,
+        socket_buffer: int,
+        max_connections: int,
+        key_log: bool,
+    ) -> Endpoint: ...  # raises errors.BindError
+    @property
+    def ip_mode(self) -> str: ...  # what was bound: "dual" | "v4" | "v6"
+    def local_addresses(self) -> list[tuple[str, int]]: ...  # bound addresses
+    def dial(self, ip: str, port: int, peer_id: bytes | None, timeout: float) -> Dial: ...
+    def connection(self, peer_id: bytes) -> Connection | None: ...
+    def connections(self) -> list[Connection]: ...
+    def poll_incoming(self, bridge: Bridge, token: int) -> Connection | None: ...
+    def poll_events(self, bridge: Bridge, token: int) -> list[tuple[Any, ...]] | None:
+        """Everything that happened since the last poll, oldest first, each a tuple:
+
+        ``("connected", Connection)`` a connection was established, in or out;
+        ``("disconnected", Connection, reason, code, message)`` reason as in ConnectionLost;
+        ``("observed", Connection, path_id, ip, port, seconds)`` the peer reported our address
+        ``seconds`` after the path came up or its address changed;
+        ``("path", Connection, reason)`` the set of paths or the current path changed.
+        """
+    def counters(self) -> dict[str, int]: ...
+    def close(self, code: int, reason: bytes) -> None: ...
+    def poll_closed(self, bridge: Bridge, token: int) -> bool | None: ...  # True once drained
+
+@final
+class Dial:
+    """One attempt in progress. Dropping or cancelling it ends the attempt."""
+    def poll(self, bridge: Bridge, token: int) -> Connection | None: ...  # raises DialFailed
+    def cancel(self) -> None: ...
+
+class DialFailed(Exception):
+    """args: (reason, detail, actual_peer_id or None); reason as in errors.Attempt."""
+
+@final
+class Connection:
+    """Several objects may stand for one connection; they share their state."""
+    @property
+    def id(self) -> int: ...  # unique within the process
+    @property
+    def peer_id(self) -> bytes: ...
+    @property
+    def public_key(self) -> bytes: ...
+    @property
+    def outbound(self) -> bool: ...
+    @property
+    def key_exchange_group(self) -> str: ...
+    @property
+    def handshake_seconds(self) -> float: ...
+    def paths(self) -> list[PathInfo]: ...
+    @property
+    def path_changes(self) -> int: ...  # how many "path" events there were
+    def poll_path_change(self, seen: int, bridge: Bridge, token: int) -> tuple[int, str] | None:
+        """(path_changes, reason of the latest) once it is not ``seen``; raises ConnectionLost.
+
+        Fed by Endpoint.poll_events: somebody must poll those.
+        """
+    def stats(self) -> dict[str, int]: ...  # as connection.ConnectionStats
+    def poll_open(self, bidi: bool, bridge: Bridge, token: int) -> tuple[SendStream, RecvStream | None] | None: ...
+    def poll_accept(self, bidi: bool, bridge: Bridge, token: int) -> tuple[SendStream | None, RecvStream] | None: ...
+    def send_datagrams(self, datagrams: Sequence[bytes | bytearray]) -> int:
+        """How many were queued, up to the first without room; ValueError if one is too large."""
+    @property
+    def max_datagram_size(self) -> int | None: ...
+    def poll_datagrams(self, max: int, bridge: Bridge, token: int) -> list[bytes] | None: ...
+    def close(self, code: int, reason: bytes) -> None: ...
+    def poll_closed(self, bridge: Bridge, token: int) -> tuple[str, int, str] | None: ...
+    @property
+    def close_reason(self) -> tuple[str, int, str] | None: ...  # (reason, code, message)
+
+@final
+class PathInfo:
+    @property
+    def id(self) -> int: ...
+    @property
+    def method(self) -> Literal["direct", "punched", "relayed"]: ...
+    @property
+    def remote(self) -> tuple[str, int]: ...
+    @property
+    def local_ip(self) -> str | None: ...
+    @property
+    def rtt(self) -> float: ...  # seconds
+    @property
+    def mtu(self) -> int: ...
+    @property
+    def congestion_window(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def lost_packets(self) -> int: ...
+    @property
+    def age(self) -> float: ...  # seconds since the path was established
+    @property
+    def current(self) -> bool: ...  # data goes this way
+    @property
+    def observed(self) -> tuple[str, int] | None: ...  # our address as the peer reports it
+
+@final
+class SendStream:
+    @property
+    def id(self) -> int: ...
+    def poll_write(self, data: bytes | bytearray | memoryview, offset: int, bridge: Bridge, token: int) -> int | None: ...
+    def finish(self) -> None: ...
+    def reset(self, code: int) -> None: ...
+    def set_priority(self, priority: int) -> None: ...
+    def poll_stopped(self, bridge: Bridge, token: int) -> int | None:
+        """-1 when the peer acknowledged everything up to the finish, else its STOP_SENDING code."""
+
+@final
+class RecvStream:
+    @property
+    def id(self) -> int: ...
+    def poll_read(self, max: int, bridge: Bridge, token: int) -> bytes | None: ...  # b"" at the end
+    def poll_readinto(self, buffer: Any, bridge: Bridge, token: int) -> int | None: ...  # 0 at the end
+    def stop(self, code: int) -> None: ...
+
+def interface_addresses() -> list[tuple[str, str, int]]:
+    """(interface, address, prefix length) of every address that is up."""
+
+def mlkem768_generate() -> tuple[bytes, bytes]:
+    """(decapsulation key 2400 B, encapsulation key 1184 B), FIPS 203. For the known-answer tests."""
+
+def mlkem768_encapsulate(encapsulation_key: bytes) -> tuple[bytes, bytes]:
+    """(ciphertext 1088 B, shared secret 32 B). Raises ValueError for a bad key."""
+
+def mlkem768_decapsulate(decapsulation_key: bytes, ciphertext: bytes) -> bytes:
+    """Shared secret; implicit rejection for a wrong ciphertext. Raises ValueError for bad lengths."""

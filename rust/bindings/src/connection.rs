@@ -1,0 +1,383 @@
+//! An established connection to a peer: streams, datagrams, paths, its end.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::Poll;
+
+use anyreach_quic::CloseReason;
+use bytes::Bytes;
+use noq::ConnectionError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::bridge::Bridge;
+use crate::errors::Failure;
+use crate::path::PathInfo;
+use crate::recv::RecvStream;
+use crate::runtime::PerProcess;
+use crate::send::SendStream;
+use crate::wake::{Operation, Slot, lock};
+
+/// An established connection to a peer. Several of these objects may stand for one connection;
+/// `id` tells.
+#[pyclass(frozen, module = "anyreach._core")]
+pub(crate) struct Connection(PerProcess<Arc<Inner>>);
+
+/// What all Python objects of one connection share.
+pub(crate) struct Inner {
+    id: u64,
+    connection: anyreach_quic::Connection,
+    /// `[uni, bidi]`
+    opening: [Slot<Result<Opened, CloseReason>>; 2],
+    /// `[uni, bidi]`
+    accepting: [Slot<Result<Accepted, CloseReason>>; 2],
+    datagrams: Mutex<VecDeque<Bytes>>,
+    receiving: Slot<Result<Vec<Bytes>, ConnectionError>>,
+    closing: Slot<CloseReason>,
+    path_change: Mutex<PathChange>,
+    path_changed: Operation,
+}
+
+/// The latest change of the connection's paths that the endpoint's events told of.
+#[derive(Default)]
+struct PathChange {
+    /// How many there were.
+    number: u64,
+    reason: &'static str,
+}
+
+type Opened = (noq::SendStream, Option<noq::RecvStream>);
+
+type Accepted = (Option<noq::SendStream>, noq::RecvStream);
+
+/// Why, code and message.
+type PyCloseReason = (&'static str, u64, String);
+
+#[pymethods]
+impl Connection {
+    /// Unique within the process.
+    #[getter]
+    fn id(&self) -> Result<u64, Failure> {
+        Ok(self.inner()?.id)
+    }
+
+    /// The PeerId the handshake proved.
+    #[getter]
+    fn peer_id<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyBytes>, Failure> {
+        Ok(PyBytes::new(py, &self.inner()?.connection.peer_id().0))
+    }
+
+    /// The peer's public key as DER SubjectPublicKeyInfo.
+    #[getter]
+    fn public_key<'py>(&self, py: Python<'py>) -> Result<Bound<'py, PyBytes>, Failure> {
+        Ok(PyBytes::new(py, self.inner()?.connection.public_key()))
+    }
+
+    /// Whether this side dialed.
+    #[getter]
+    fn outbound(&self) -> Result<bool, Failure> {
+        Ok(self.inner()?.connection.outbound())
+    }
+
+    /// The negotiated key-exchange group.
+    #[getter]
+    fn key_exchange_group(&self) -> Result<&'static str, Failure> {
+        Ok(self.inner()?.connection.group())
+    }
+
+    /// From the first packet to the proven peer.
+    #[getter]
+    fn handshake_seconds(&self) -> Result<f64, Failure> {
+        Ok(self.inner()?.connection.handshake_time().as_secs_f64())
+    }
+
+    /// The open paths.
+    fn paths(&self, py: Python<'_>) -> Result<Vec<PathInfo>, Failure> {
+        let connection = &self.inner()?.connection;
+        let paths = py.detach(|| connection.paths());
+        Ok(paths.into_iter().map(PathInfo::from).collect())
+    }
+
+    /// How often the paths have changed so far.
+    #[getter]
+    fn path_changes(&self) -> Result<u64, Failure> {
+        Ok(lock(&self.inner()?.path_change).number)
+    }
+
+    /// The number and the reason of the latest change of the paths, once it is not `seen`.
+    ///
+    /// Fed by the endpoint's events: somebody must poll those.
+    fn poll_path_change(
+        &self,
+        py: Python<'_>,
+        seen: u64,
+        bridge: &Bridge,
+        token: u64,
+    ) -> Result<Option<(u64, &'static str)>, Failure> {
+        let inner = self.inner()?;
+        let queue = bridge.queue()?;
+        let change = py.detach(|| {
+            inner.path_changed.poll(queue, token, |_| {
+                let change = lock(&inner.path_change);
+                if change.number != seen {
+                    return Poll::Ready(Ok((change.number, change.reason)));
+                }
+                match inner.connection.close_reason() {
+                    Some(reason) => Poll::Ready(Err(Failure::Lost(reason))),
+                    None => Poll::Pending,
+                }
+            })
+        });
+        change.transpose()
+    }
+
+    /// Counters of the engine for this connection, over all its paths.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let connection = &self.inner()?.connection;
+        let stats = py.detach(|| connection.stats());
+        let dict = PyDict::new(py);
+        dict.set_item("sent_bytes", stats.udp_tx.bytes)?;
+        dict.set_item("sent_packets", stats.udp_tx.datagrams)?;
+        dict.set_item("received_bytes", stats.udp_rx.bytes)?;
+        dict.set_item("received_packets", stats.udp_rx.datagrams)?;
+        dict.set_item("lost_packets", stats.lost_packets)?;
+        dict.set_item("lost_bytes", stats.lost_bytes)?;
+        Ok(dict)
+    }
+
+    /// A new stream, as soon as the peer's limit allows one more.
+    fn poll_open(
+        &self,
+        py: Python<'_>,
+        bidi: bool,
+        bridge: &Bridge,
+        token: u64,
+    ) -> Result<Option<(SendStream, Option<RecvStream>)>, Failure> {
+        let inner = self.inner()?;
+        let queue = bridge.queue()?;
+        let opened = py.detach(|| {
+            inner.opening[usize::from(bidi)].poll(queue, token, || {
+                let connection = inner.connection.clone();
+                Box::pin(async move { connection.open_stream(bidi).await })
+            })
+        })?;
+        let Some((send, recv)) = opened.transpose().map_err(Failure::Lost)? else {
+            return Ok(None);
+        };
+        Ok(Some((
+            SendStream::new(inner.connection.clone(), send),
+            recv.map(|stream| RecvStream::new(inner.connection.clone(), stream)),
+        )))
+    }
+
+    /// The next stream the peer opened.
+    fn poll_accept(
+        &self,
+        py: Python<'_>,
+        bidi: bool,
+        bridge: &Bridge,
+        token: u64,
+    ) -> Result<Option<(Option<SendStream>, RecvStream)>, Failure> {
+        let inner = self.inner()?;
+        let queue = bridge.queue()?;
+        let accepted = py.detach(|| {
+            inner.accepting[usize::from(bidi)].poll(queue, token, || {
+                let connection = inner.connection.clone();
+                Box::pin(async move { connection.accept_stream(bidi).await })
+            })
+        })?;
+        let Some((send, recv)) = accepted.transpose().map_err(Failure::Lost)? else {
+            return Ok(None);
+        };
+        Ok(Some((
+            send.map(|stream| SendStream::new(inner.connection.clone(), stream)),
+            RecvStream::new(inner.connection.clone(), recv),
+        )))
+    }
+
+    /// Queues datagrams, as many as there is room for; how many. Nothing queued is dropped.
+    fn send_datagrams(
+        &self,
+        py: Python<'_>,
+        datagrams: Vec<PyBackedBytes>,
+    ) -> Result<usize, Failure> {
+        let inner = self.inner()?;
+        py.detach(|| inner.send_datagrams(datagrams))
+    }
+
+    /// The largest datagram the current path and the peer take now; `None` if it takes none.
+    #[getter]
+    fn max_datagram_size(&self, py: Python<'_>) -> Result<Option<usize>, Failure> {
+        let engine = self.inner()?.connection.engine();
+        Ok(py.detach(|| engine.max_datagram_size()))
+    }
+
+    /// Received datagrams, at least one, at most `max`, oldest first.
+    fn poll_datagrams<'py>(
+        &self,
+        py: Python<'py>,
+        max: usize,
+        bridge: &Bridge,
+        token: u64,
+    ) -> Result<Option<Vec<Bound<'py, PyBytes>>>, Failure> {
+        let inner = self.inner()?;
+        let queue = bridge.queue()?;
+        if max == 0 {
+            return Err(Failure::Value("cannot receive 0 datagrams".to_owned()));
+        }
+        let datagrams = py.detach(|| -> Result<_, Failure> {
+            let mut waiting = lock(&inner.datagrams);
+            if waiting.is_empty() {
+                let received = inner.receiving.poll(queue, token, || {
+                    let engine = inner.connection.engine().clone();
+                    Box::pin(async move {
+                        let mut batch = vec![Bytes::new(); DATAGRAM_BATCH];
+                        let count = engine.read_many_datagrams(&mut batch).await?;
+                        batch.truncate(count);
+                        Ok(batch)
+                    })
+                })?;
+                match received.transpose().map_err(|error| inner.lost(&error))? {
+                    Some(batch) => waiting.extend(batch),
+                    None => return Ok(None),
+                }
+            }
+            let count = max.min(waiting.len());
+            Ok(Some(waiting.drain(..count).collect::<Vec<_>>()))
+        })?;
+        Ok(datagrams.map(|list| list.iter().map(|data| PyBytes::new(py, data)).collect()))
+    }
+
+    /// Ends the connection at once; the peer is told the code and the reason.
+    fn close(&self, py: Python<'_>, code: u32, reason: &[u8]) -> Result<(), Failure> {
+        let connection = &self.inner()?.connection;
+        py.detach(|| connection.close(code, reason));
+        Ok(())
+    }
+
+    /// Why the connection ended, once it has.
+    fn poll_closed(
+        &self,
+        py: Python<'_>,
+        bridge: &Bridge,
+        token: u64,
+    ) -> Result<Option<PyCloseReason>, Failure> {
+        let inner = self.inner()?;
+        let queue = bridge.queue()?;
+        let reason = py.detach(|| match inner.connection.close_reason() {
+            Some(reason) => Ok(Some(reason)),
+            None => inner.closing.poll(queue, token, || {
+                let connection = inner.connection.clone();
+                Box::pin(async move { connection.closed().await })
+            }),
+        })?;
+        Ok(reason.map(close_reason))
+    }
+
+    /// Why the connection ended, `None` while it lives.
+    #[getter]
+    fn close_reason(&self, py: Python<'_>) -> Result<Option<PyCloseReason>, Failure> {
+        let connection = &self.inner()?.connection;
+        Ok(py.detach(|| connection.close_reason()).map(close_reason))
+    }
+}
+
+impl Connection {
+    /// Tells everybody who awaits a change of the paths, or the end, that there is one.
+    pub(crate) fn paths_changed(self, reason: &'static str) -> Self {
+        if let Ok(inner) = self.inner() {
+            let mut change = lock(&inner.path_change);
+            change.number += 1;
+            change.reason = reason;
+            drop(change);
+            inner.path_changed.wake();
+        }
+        self
+    }
+
+    #[inline]
+    fn inner(&self) -> Result<&Inner, Failure> {
+        self.0.get().map(AsRef::as_ref)
+    }
+}
+
+/// Makes the Python objects of one endpoint's connections.
+pub(crate) struct Connections {
+    endpoint: u64,
+    known: Mutex<HashMap<u64, Weak<Inner>>>,
+}
+
+impl Connections {
+    pub(crate) fn new() -> Self {
+        static ENDPOINTS: AtomicU64 = AtomicU64::new(0);
+        Self {
+            endpoint: ENDPOINTS.fetch_add(1, Ordering::Relaxed),
+            known: Mutex::default(),
+        }
+    }
+
+    /// A Python object for `connection`, sharing its state with those made before.
+    pub(crate) fn wrap(&self, connection: anyreach_quic::Connection) -> Connection {
+        let mut known = lock(&self.known);
+        let key = connection.id();
+        if let Some(inner) = known.get(&key).and_then(Weak::upgrade) {
+            return Connection(PerProcess::new(inner));
+        }
+        if known.len() == known.capacity() {
+            known.retain(|_, inner| inner.strong_count() > 0);
+        }
+        let inner = Arc::new(Inner {
+            // Numbers of connections start anew at each endpoint.
+            id: self.endpoint << 40 | key,
+            connection,
+            opening: [Slot::new(), Slot::new()],
+            accepting: [Slot::new(), Slot::new()],
+            datagrams: Mutex::default(),
+            receiving: Slot::new(),
+            closing: Slot::new(),
+            path_change: Mutex::default(),
+            path_changed: Operation::new(),
+        });
+        known.insert(key, Arc::downgrade(&inner));
+        Connection(PerProcess::new(inner))
+    }
+}
+
+impl Inner {
+    fn lost(&self, error: &ConnectionError) -> Failure {
+        Failure::Lost(self.connection.reason(error))
+    }
+
+    fn send_datagrams(&self, datagrams: Vec<PyBackedBytes>) -> Result<usize, Failure> {
+        let engine = self.connection.engine();
+        // The engine makes room by dropping the oldest; whoever sends knows better what to drop.
+        let mut room = engine.datagram_send_buffer_space();
+        let batch: Vec<Bytes> = datagrams
+            .into_iter()
+            .take_while(|datagram| {
+                let fits = datagram.len() <= room;
+                room = room.saturating_sub(datagram.len());
+                fits
+            })
+            .map(|datagram| Bytes::copy_from_slice(&datagram))
+            .collect();
+        if batch.is_empty() {
+            return match self.connection.close_reason() {
+                Some(reason) => Err(Failure::Lost(reason)),
+                None => Ok(0),
+            };
+        }
+        engine
+            .send_many_datagrams(&batch)
+            .map_err(|error| Failure::datagram(error, &self.connection))
+    }
+}
+
+fn close_reason(reason: CloseReason) -> PyCloseReason {
+    (reason.kind, reason.code, reason.message)
+}
+
+/// Datagrams taken from the engine at once: about one GRO burst.
+const DATAGRAM_BATCH: usize = 64;
