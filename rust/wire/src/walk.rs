@@ -70,12 +70,7 @@ pub fn frame_at(payload: &[u8], at: usize) -> Result<Option<RawFrame>, WalkError
         }))
     };
     if start[0] == 0 {
-        // An MTU probe is more than a thousand of these: no work per byte beyond the comparison.
-        let run = start
-            .iter()
-            .position(|byte| *byte != 0)
-            .unwrap_or(start.len());
-        return frame(PADDING, 1, run);
+        return frame(PADDING, 1, leading_zeros(start));
     }
     let mut rest = start;
     let frame_type = VarInt::decode(&mut rest)?.get();
