@@ -70,39 +70,39 @@ class P2pConfigBuilder:
         """Whether ``connect()`` waits for a direct path or returns with the first."""
         return self._set("prefer", path)
 
-    def direct_grace(self, seconds: float | None) -> Self:
+    def direct_grace(self, seconds: float | str | None) -> Self:
         """Seconds to wait for a direct path; ``None`` derives it from the round-trip time."""
         return self._set("direct_grace", seconds)
 
-    def connect_timeout(self, seconds: float) -> Self:
+    def connect_timeout(self, seconds: float | str) -> Self:
         """Seconds ``connect()`` may take in all."""
         return self._set("connect_timeout", seconds)
 
-    def handshake_timeout(self, seconds: float) -> Self:
+    def handshake_timeout(self, seconds: float | str) -> Self:
         """Seconds one attempt has for its handshake."""
         return self._set("handshake_timeout", seconds)
 
-    def attempt_delay(self, seconds: float) -> Self:
+    def attempt_delay(self, seconds: float | str) -> Self:
         """Seconds between the starts of attempts to one peer."""
         return self._set("attempt_delay", seconds)
 
-    def idle_timeout(self, seconds: float) -> Self:
+    def idle_timeout(self, seconds: float | str) -> Self:
         """Seconds of silence after which a connection is lost."""
         return self._set("idle_timeout", seconds)
 
-    def keep_alive_interval(self, seconds: float) -> Self:
+    def keep_alive_interval(self, seconds: float | str) -> Self:
         """Seconds between keep-alives of an idle connection; 0 sends none."""
         return self._set("keep_alive_interval", seconds)
 
-    def stream_receive_window(self, size: int) -> Self:
+    def stream_receive_window(self, size: int | str) -> Self:
         """Bytes a peer may send on a stream ahead of the reader."""
         return self._set("stream_receive_window", size)
 
-    def receive_window(self, size: int) -> Self:
+    def receive_window(self, size: int | str) -> Self:
         """Bytes a peer may send on all streams ahead of the readers."""
         return self._set("receive_window", size)
 
-    def send_window(self, size: int) -> Self:
+    def send_window(self, size: int | str) -> Self:
         """Bytes sent but not acknowledged, on all streams."""
         return self._set("send_window", size)
 
@@ -114,11 +114,11 @@ class P2pConfigBuilder:
         """Unidirectional streams a peer may have open."""
         return self._set("max_uni_streams", number)
 
-    def datagram_buffer(self, size: int) -> Self:
+    def datagram_buffer(self, size: int | str) -> Self:
         """Bytes of datagrams kept in each direction."""
         return self._set("datagram_buffer", size)
 
-    def socket_buffer(self, size: int) -> Self:
+    def socket_buffer(self, size: int | str) -> Self:
         """Bytes asked of the system for each socket buffer."""
         return self._set("socket_buffer", size)
 

@@ -40,19 +40,19 @@ class P2pOptions(TypedDict, total=False):
     identity: Identity | str | os.PathLike[str] | None
     relay_fallback: bool
     prefer: Literal["direct", "fast"]
-    direct_grace: float | None
-    connect_timeout: float
-    handshake_timeout: float
-    attempt_delay: float
-    idle_timeout: float
-    keep_alive_interval: float
-    stream_receive_window: int
-    receive_window: int
-    send_window: int
+    direct_grace: float | str | None
+    connect_timeout: float | str
+    handshake_timeout: float | str
+    attempt_delay: float | str
+    idle_timeout: float | str
+    keep_alive_interval: float | str
+    stream_receive_window: int | str
+    receive_window: int | str
+    send_window: int | str
     max_bidi_streams: int
     max_uni_streams: int
-    datagram_buffer: int
-    socket_buffer: int
+    datagram_buffer: int | str
+    socket_buffer: int | str
     max_connections: int
     candidate_policy: CandidatePolicy
     key_log: bool
@@ -288,7 +288,8 @@ def _over(base: P2pConfig | None, changes: Mapping[str, Any]) -> P2pConfig:
 
 def _check_name(name: str, value: object, shown: Callable[[str], str] = str) -> None:
     if name not in PARSERS:
-        (nearest,) = difflib.get_close_matches(name, PARSERS, n=1, cutoff=0.0)
+        related = [field for field in PARSERS if name and (name in field or field in name)]
+        (nearest,) = difflib.get_close_matches(name, related or PARSERS, n=1, cutoff=0.0)
         raise ConfigError(shown(name), value, f"no such field; did you mean {shown(nearest)}?")
 
 
