@@ -81,6 +81,7 @@ _TYPE_PREFERENCE: Final = {
     CandidateKind.PREDICTED: 60,
     CandidateKind.RELAYED: 0,
 }
+_ORDERED: Final = frozenset({CandidateKind.GIVEN, CandidateKind.OBSERVED})
 # Wider scopes first: they work from more places. Loopback last: it works from one host only.
 _SCOPE_PREFERENCE: Final = {
     Scope.GLOBAL: 5,
@@ -108,16 +109,21 @@ class Candidate:
 
     @classmethod
     def of(cls, address: SocketAddress, kind: CandidateKind, index: int = 0) -> Candidate:
-        """With the priority of its kind, scope and family.
+        """With the priority of its kind, and within that of its local preference.
 
-        The 16 bits of local preference are three of scope, one of family (IPv6 first,
-        RFC 8421 4) and twelve of ``index``, the place in a list that has an order.
+        Given and observed addresses come in an order that means more than we could guess (of
+        RFC 6724, of the user, of trust), so ``index``, the place in it, decides alone. For
+        other kinds the 16 bits are three of scope, one of family (IPv6 first, RFC 8421 4)
+        and twelve of ``index``.
         """
-        local = (
-            _SCOPE_PREFERENCE.get(address.scope, 0) << 13
-            | (address.version == 6) << 12
-            | max(0, 4095 - index)
-        )
+        if kind in _ORDERED:
+            local = max(0, 0xFFFF - index)
+        else:
+            local = (
+                _SCOPE_PREFERENCE.get(address.scope, 0) << 13
+                | (address.version == 6) << 12
+                | max(0, 0xFFF - index)
+            )
         # One component: QUIC has one flow per pair.
         return cls(address, kind, _TYPE_PREFERENCE[kind] << 24 | local << 8 | 256 - 1)
 

@@ -6,9 +6,7 @@ here; a :class:`P2pConfig` that exists is valid.
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, cast
@@ -196,9 +194,8 @@ class P2pConfig:
         for spec in fields(self):
             value = parse_field(spec.name, given.get(spec.name, spec.default))
             object.__setattr__(self, spec.name, value)
-        if self.ip_mode is IpMode.IPV4_ONLY and _host(self.bind_addr) == "::":
-            bind_addr = self.bind_addr.replace("[::]", "0.0.0.0")
-            object.__setattr__(self, "bind_addr", bind_addr)
+        if self.ip_mode is IpMode.IPV4_ONLY:
+            object.__setattr__(self, "bind_addr", _wildcard(self.bind_addr, "::", "0.0.0.0"))
         _check_together(self)
 
     @staticmethod
@@ -219,6 +216,8 @@ class P2pConfig:
         Raises:
             ConfigError: the file cannot be read or is not TOML, or its contents are not valid.
         """
+        import tomllib  # noqa: PLC0415 (10 ms most programs need not spend)
+
         file = Path(path)
         try:
             with file.open("rb") as stream:
@@ -282,23 +281,27 @@ def _over(base: P2pConfig | None, changes: Mapping[str, Any]) -> P2pConfig:
     values = {} if base is None else {f.name: getattr(base, f.name) for f in fields(base)}
     # The wildcard follows the mode, also back from 0.0.0.0, or a node once IPv4 stays it.
     if base is not None and base.ip_mode is IpMode.IPV4_ONLY and "ip_mode" in changes:
-        values["bind_addr"] = base.bind_addr.replace("0.0.0.0", "[::]")
+        values["bind_addr"] = _wildcard(base.bind_addr, "0.0.0.0", "::")
     return P2pConfig(**cast("P2pOptions", {**values, **changes}))
 
 
 def _check_name(name: str, value: object, shown: Callable[[str], str] = str) -> None:
     if name not in PARSERS:
+        import difflib  # noqa: PLC0415 (10 ms only mistakes need)
+
         related = [field for field in PARSERS if name and (name in field or field in name)]
         (nearest,) = difflib.get_close_matches(name, related or PARSERS, n=1, cutoff=0.0)
         raise ConfigError(shown(name), value, f"no such field; did you mean {shown(nearest)}?")
 
 
-def _host(bind_addr: str) -> str:
-    return HostPort.parse(bind_addr, port_zero=True).host
+def _wildcard(bind_addr: str, old: str, new: str) -> str:
+    """``bind_addr``, on the wildcard ``new`` if it was on the wildcard ``old``."""
+    bound = HostPort.parse(bind_addr, port_zero=True)
+    return str(HostPort(new, bound.port)) if bound.host == old else bind_addr
 
 
 def _check_together(config: P2pConfig) -> None:
-    bound = SocketAddress.of(_host(config.bind_addr), 0)
+    bound = SocketAddress.of(HostPort.parse(config.bind_addr, port_zero=True).host, 0)
     if not config.ip_mode.allows(bound.ip):
         raise ConfigError(
             "bind_addr", config.bind_addr, f"ip_mode is {config.ip_mode.value!r}: use its family"

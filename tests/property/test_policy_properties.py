@@ -141,9 +141,7 @@ class TestOrder:
         )
         versions = [a.version for a in ranked]
         fewer = min(versions.count(4), versions.count(6))
-        assert all(
-            a != b for a, b in zip(versions[: 2 * fewer], versions[1 : 2 * fewer], strict=False)
-        )
+        assert all(a != b for a, b in pairwise(versions[: 2 * fewer]))
 
     @given(st.lists(addresses, max_size=20), rtts, st.floats(0.01, 2.0))
     def test_schedules_keep_the_delays(

@@ -149,6 +149,12 @@ class TestPriority:
             CandidateKind.RELAYED,
         ]
 
+    def test_given_addresses_keep_their_order(self) -> None:
+        hosts = ["10.0.0.1", "203.0.113.1", "2001:db8::1", "127.0.0.1"]
+        given = [Candidate.of(at(h), CandidateKind.GIVEN, i) for i, h in enumerate(hosts)]
+        own = [host("10.0.0.9"), host("2001:db8::9"), host("127.0.0.1")]
+        assert [a.host for a in pair(own, given).remotes] == hosts
+
     def test_scope_family_and_place(self) -> None:
         def rank(address: str, index: int = 0) -> int:
             return Candidate.of(at(address), CandidateKind.HOST, index).priority

@@ -275,6 +275,8 @@ class TestFamilies:
         assert config.replace(ip_mode=IpMode.DUAL_STACK) == P2pConfig()
         assert config.replace(ip_mode="v6").bind_addr == "[::]:9000"
         assert P2pConfig(ip_mode="v4", bind_addr="[::]:0").bind_addr == "0.0.0.0:0"
+        explicit = P2pConfig(ip_mode="v4", bind_addr="10.0.0.0:9000")
+        assert explicit.replace(ip_mode="dual").bind_addr == "10.0.0.0:9000"
 
     @pytest.mark.parametrize(
         ("mode", "bind_addr"),
