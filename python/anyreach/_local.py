@@ -1,0 +1,91 @@
+"""What a node knows about its own addresses: bound, of the host, and as its peers see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyreach import _core
+from anyreach.addresses import Scope, SocketAddress
+from anyreach.candidates import CandidateKind, InterfaceAddress, LocalNetwork
+from anyreach.nat import NatReport, classify_mapping
+from anyreach.observed import ObservedAddresses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyreach.addresses import IpMode
+    from anyreach.candidates import Candidate, CandidatePolicy
+
+__all__ = ["LocalView"]
+
+
+class LocalView:
+    """The node's own addresses, read afresh whenever somebody asks.
+
+    Args:
+        bound: addresses of the socket.
+        ip_mode: families the socket serves.
+        policy: gathers candidates and chooses those to offer.
+        network_changed: called when the interfaces have other addresses than at the last look.
+    """
+
+    def __init__(
+        self,
+        bound: tuple[SocketAddress, ...],
+        ip_mode: IpMode,
+        policy: CandidatePolicy,
+        network_changed: Callable[[], None],
+    ) -> None:
+        self.observed = ObservedAddresses()
+        self._bound = bound
+        self._ip_mode = ip_mode
+        self._policy = policy
+        self._network_changed = network_changed
+        self._interfaces: tuple[InterfaceAddress, ...] | None = None
+
+    def candidates(self, observed: tuple[SocketAddress, ...] = ()) -> tuple[Candidate, ...]:
+        """Own candidates, best first; ``observed`` ones as well, if given."""
+        return self._policy.gather(
+            LocalNetwork(self._bound, self._ip_mode, self._read_interfaces(), observed)
+        )
+
+    def addresses(self) -> tuple[str, ...]:
+        """Bound addresses, addresses of the host, and those enough peers agree on."""
+        gathered = (c.address for c in self.candidates(self.observed.believed()))
+        return tuple(dict.fromkeys(map(str, (*self._bound, *gathered))))
+
+    def offer(self) -> tuple[SocketAddress, ...]:
+        """Addresses worth telling others; one peer's word is enough to try an address."""
+        candidates = self._policy.offer(self.candidates(self.observed.candidates()))
+        # What peers see is what others can use; behind a NAT, host addresses rarely are.
+        outside = [c.address for c in candidates if c.address.scope is Scope.GLOBAL]
+        return tuple(dict.fromkeys((*outside, *(c.address for c in candidates))))
+
+    def nat(self) -> NatReport:
+        """What the reports of the connected peers say about a NAT in front of the node."""
+        host = {
+            _plain(candidate.address)
+            for candidate in self.candidates()
+            if candidate.kind is CandidateKind.HOST
+        }
+        seen = (
+            (_plain(report.observer_address), _plain(report.address))
+            for report in self.observed.observations()
+        )
+        return NatReport(
+            mapping=classify_mapping(seen, host),
+            external_addresses=tuple(map(str, self.observed.candidates())),
+        )
+
+    def _read_interfaces(self) -> tuple[InterfaceAddress, ...]:
+        found = (InterfaceAddress.of(*entry) for entry in _core.interface_addresses())
+        interfaces = tuple(entry for entry in found if entry is not None)
+        if self._interfaces is not None and set(interfaces) != set(self._interfaces):
+            self._network_changed()
+        self._interfaces = interfaces
+        return interfaces
+
+
+def _plain(address: SocketAddress) -> tuple[str, int]:
+    # Without the zone: the same address may be reported with and without it.
+    return address.host.partition("%")[0], address.port

@@ -1,0 +1,380 @@
+"""The part of a node that exists from start to close: endpoint, background tasks, bookkeeping."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from anyreach import _core
+from anyreach._bridge import current_bridge
+from anyreach._local import LocalView
+from anyreach.address_book import AddressBook
+from anyreach.addresses import IpMode, SocketAddress
+from anyreach.connection import Connection
+from anyreach.dialer import Dialer
+from anyreach.errors import NodeClosed
+from anyreach.events import (
+    Connected,
+    Disconnected,
+    ExternalAddress,
+    Nat,
+    PathChanged,
+    Ready,
+)
+from anyreach.known_peers import KnownPeers
+from anyreach.peer import PeerId, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+
+    from anyreach.config import P2pConfig
+    from anyreach.events import Event
+    from anyreach.identity import Identity
+    from anyreach.metrics import NodeMetrics, Recorder
+    from anyreach.observed import ObservationChange
+    from anyreach.peer import PeerAddress
+
+__all__ = ["Running"]
+
+logger = logging.getLogger(__name__)
+
+NODE_CLOSED: Final = 0x616E_7900
+"""Application error code that tells peers the node was closed in good order (docs/protocol.md)."""
+
+_LOSSY_BATCH: Final = 1024
+"""The core keeps a few thousand events; only a batch this large can be what an overflow left."""
+
+_STOP_PATIENCE: Final = 1.0
+"""Seconds for the last events to be told after the socket is closed."""
+
+
+class Running:
+    """Everything of a started node. Made on the loop it then belongs to.
+
+    Args:
+        config: how to behave.
+        identity: who the node is.
+        recorder: where everything is counted.
+        emit: takes the events.
+        failed: told about an error that must not happen, after which the node is of no use.
+
+    Raises:
+        BindError: the socket cannot be bound.
+    """
+
+    def __init__(
+        self,
+        config: P2pConfig,
+        identity: Identity,
+        recorder: Recorder,
+        emit: Callable[[Event], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._bridge = current_bridge()
+        self._config = config
+        self._recorder = recorder
+        self._emit = emit
+        self._fail = failed
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._live: dict[int, _Live] = {}
+        self._events_lost = 0
+        self._endpoint = _make_endpoint(config, identity)
+        self.identity = identity
+        self.me = identity.peer_id
+        self.ip_mode = IpMode(self._endpoint.ip_mode)
+        self._bound = tuple(SocketAddress.of(*a) for a in self._endpoint.local_addresses())
+        book = AddressBook()
+        policy = config.candidate_policy
+        self.local = LocalView(self._bound, self.ip_mode, policy, book.network_changed)
+        self._dialer = Dialer(
+            self.me,
+            self._endpoint,
+            self._bridge.wait,
+            book=book,
+            policy=policy,
+            local=self.local.candidates,
+            attempt_delay=config.attempt_delay,
+            handshake_timeout=config.handshake_timeout,
+            won=self._adopt,
+            recorder=recorder,
+        )
+        self._nat = self.local.nat()
+        self._known = KnownPeers(self.me, self._connect_known, emit)
+
+    def begin(self) -> None:
+        """Start the background tasks. The first event is told at once."""
+        logger.info("node %s listens on %s", self.me, ", ".join(map(str, self._bound)))
+        self._emit(self.ready())
+        self._spawn(self._watch(), "anyreach-events")
+        for entry in self._config.known_peers:
+            self._spawn(self._known.keep(entry), f"anyreach-known-peer {entry}")
+
+    async def end(self) -> None:
+        """Close connections and socket, tell the last events, end all tasks."""
+        watcher = {task for task in self._tasks if task.get_name() == "anyreach-events"}
+        await self._stop(self._tasks - watcher)
+        await self._dialer.close()
+        self._endpoint.close(NODE_CLOSED, b"the node was closed")
+        await self._bridge.wait(self._endpoint.poll_closed)
+        if watcher:
+            await asyncio.wait(watcher, timeout=_STOP_PATIENCE)
+        await self._stop(set(self._tasks))
+        logger.info("node %s is closed", self.me)
+
+    def check_loop(self) -> None:
+        """Refuse to work on another event loop than the node's."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("this node belongs to another event loop; make one node per loop")
+
+    def ready(self) -> Ready:
+        """The event that says where the node listens."""
+        return Ready(
+            peer_id=self.me,
+            udp=self.local.addresses(),
+            tcp=(),
+            ip_mode=self.ip_mode.value,
+            ticket=Ticket.of(self.me, self.local.offer()),
+        )
+
+    async def connect(self, peer: PeerAddress, timeout: float) -> Connection:
+        """See :meth:`anyreach.Node.connect`."""
+        core = await self._dialer.connect(peer, timeout)
+        live = self._live.get(core.id)
+        return live.connection if live is not None else Connection(core)
+
+    async def accept(self) -> Connection:
+        """The next connection a peer made; raises NodeClosed at the end."""
+        core = await self._bridge.wait(self._endpoint.poll_incoming)
+        return self._adopt(core)
+
+    def connections(self) -> tuple[Connection, ...]:
+        """The open connections, oldest first."""
+        return tuple(
+            live.connection for live in self._live.values() if live.core.close_reason is None
+        )
+
+    def metrics(self) -> NodeMetrics:
+        """See :meth:`anyreach.Node.metrics`."""
+        connections: dict[str, int] = {}
+        for live in self._live.values():
+            paths = live.core.paths()
+            self._recorder.paths(live.core.id, paths)
+            if live.core.close_reason is None and paths:
+                connections[paths[0].method] = connections.get(paths[0].method, 0) + 1
+        return self._recorder.snapshot(
+            connections=connections, rejected=_rejected(self._endpoint.counters())
+        )
+
+    # Tasks
+
+    def _spawn(self, job: Coroutine[None, None, None], name: str) -> None:
+        task = self._loop.create_task(job, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    @staticmethod
+    async def _stop(tasks: Iterable[asyncio.Task[None]]) -> None:
+        waiting = [task for task in tasks if not task.done()]
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
+
+    async def _connect_known(self, peer: PeerAddress) -> Connection:
+        return await self.connect(peer, self._config.connect_timeout)
+
+    # Events of the core
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                batch = await self._bridge.wait(self._endpoint.poll_events)
+            except NodeClosed:
+                return
+            for event in batch:
+                self._handle(event)
+            if len(batch) >= _LOSSY_BATCH:
+                self._reconcile()
+
+    def _handle(self, event: tuple[Any, ...]) -> None:
+        match event:
+            case ("connected", core):
+                if core.id not in self._live:
+                    self._enter(core)
+                self._dialer.arrived(core, PeerId(core.peer_id))
+            case ("disconnected", core, reason, _, _):
+                self._leave(core, reason)
+            case ("observed", core, path_id, ip, port, seconds):
+                self._recorder.observed(seconds)
+                self._observed(core, path_id, SocketAddress.of(ip, port))
+            case ("path", core, _):
+                self._paths_changed(core)
+
+    def _adopt(self, core: _core.Connection, seconds: float | None = None) -> Connection:
+        """The object for a connection, entered into the books if that was not done before."""
+        live = self._live.get(core.id)
+        if live is None:
+            if core.close_reason is not None:
+                return Connection(core)  # its end may have been told already
+            live = self._enter(core, seconds)
+        return live.connection
+
+    def _enter(self, core: _core.Connection, seconds: float | None = None) -> _Live:
+        live = self._live[core.id] = _Live(core)
+        way = live.way
+        if seconds is None and core.outbound and way is not None:
+            seconds = self._dialer.elapsed(live.peer_id, way.remote)
+        if seconds is None:
+            seconds = core.handshake_seconds
+        self._recorder.connected(way.method if way else "direct", seconds)
+        if way is not None:
+            self._dialer.book.remember(live.peer_id, way.remote, way.rtt)
+        self._emit(
+            Connected(
+                peer_id=live.peer_id,
+                direction="out" if core.outbound else "in",
+                method=way.method if way else "direct",
+                remote=str(way.remote) if way else "",
+                ms=seconds * 1000,
+                rtt_ms=way.rtt * 1000 if way else 0.0,
+                group=core.key_exchange_group,
+            )
+        )
+        self._known.arrived(live.peer_id)
+        return live
+
+    def _leave(self, core: _core.Connection, reason: str) -> None:
+        live = self._live.pop(core.id, None)
+        if live is None:
+            return
+        totals = core.stats()
+        self._recorder.ended(core.id, totals["sent_bytes"], totals["received_bytes"])
+        self._emit(Disconnected(live.peer_id, reason))
+        if all(other.peer_id != live.peer_id for other in self._live.values()):
+            self._believe(self.local.observed.remove(live.peer_id))
+
+    def _observed(self, core: _core.Connection, path_id: int, address: SocketAddress) -> None:
+        live = self._live.get(core.id)
+        path = next((path for path in core.paths() if path.id == path_id), None)
+        # What a peer sees through a relay is the relay's address, not ours.
+        if live is None or path is None or path.method == "relayed":
+            return
+        observer = SocketAddress.of(*path.remote)
+        self._believe(
+            self.local.observed.report(live.peer_id, observer, address, self._loop.time())
+        )
+
+    def _believe(self, changes: Iterable[ObservationChange]) -> None:
+        told: set[SocketAddress] = set()
+        for change in changes:
+            if change.kind == "believed":
+                self._recorder.candidate("observed", "believed")
+            if change.kind != "withdrawn" and change.address not in told:
+                told.add(change.address)  # adopted and believed by one report is one event
+                self._emit(ExternalAddress(str(change.address), change.observers))
+        before, self._nat = self._nat, self.local.nat()
+        if (before.mapping, before.filtering) != (self._nat.mapping, self._nat.filtering):
+            self._emit(Nat(self._nat.mapping, self._nat.filtering))
+
+    def _paths_changed(self, core: _core.Connection) -> None:
+        live = self._live.get(core.id)
+        if live is None:
+            return
+        paths = core.paths()
+        self._recorder.paths(core.id, paths)
+        before, way = live.way, _way(paths)
+        if way is None:
+            return  # none is usable now; the next one decides what this was
+        live.way = way
+        if before is None or (before.method, before.remote) == (way.method, way.remote):
+            return
+        if before.path_id == way.path_id:
+            reason = "roamed"
+        elif any(path.id == before.path_id for path in paths):
+            reason = "better"
+        else:
+            reason = "failover"
+        self._dialer.book.remember(live.peer_id, way.remote, way.rtt)
+        self._emit(PathChanged(live.peer_id, way.method, str(way.remote), way.rtt * 1000, reason))
+
+    def _reconcile(self) -> None:
+        """Bring the books in line with the core if it had to drop events."""
+        lost = self._endpoint.counters()["events_dropped"]
+        if lost == self._events_lost:
+            return
+        logger.warning("%d events of the core were lost", lost - self._events_lost)
+        self._events_lost = lost
+        for live in list(self._live.values()):
+            if (ended := live.core.close_reason) is not None:
+                self._leave(live.core, ended[0])
+        for core in self._endpoint.connections():
+            self._adopt(core)
+            self._paths_changed(core)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where the data of a connection goes."""
+
+    path_id: int
+    method: str
+    remote: SocketAddress
+    rtt: float
+
+
+class _Live:
+    """An open connection and where its data went when we looked last."""
+
+    __slots__ = ("connection", "core", "peer_id", "way")
+
+    def __init__(self, core: _core.Connection) -> None:
+        self.core = core
+        self.connection = Connection(core)
+        self.peer_id = PeerId(core.peer_id)
+        self.way = _way(core.paths())
+
+
+def _way(paths: Iterable[_core.PathInfo]) -> _Way | None:
+    path = next((path for path in paths if path.current), None)
+    if path is None:
+        return None
+    return _Way(path.id, path.method, SocketAddress.of(*path.remote), path.rtt)
+
+
+def _make_endpoint(config: P2pConfig, identity: Identity) -> _core.Endpoint:
+    return _core.Endpoint(
+        identity.core,
+        bind_addr=config.bind_addr,
+        ip_mode=config.ip_mode.value,
+        allow_ipv4_mapped=config.allow_ipv4_mapped,
+        idle_timeout=config.idle_timeout,
+        keep_alive_interval=config.keep_alive_interval,
+        handshake_timeout=config.handshake_timeout,
+        stream_receive_window=config.stream_receive_window,
+        receive_window=config.receive_window,
+        send_window=config.send_window,
+        max_bidi_streams=config.max_bidi_streams,
+        max_uni_streams=config.max_uni_streams,
+        datagram_buffer=config.datagram_buffer,
+        socket_buffer=config.socket_buffer,
+        max_connections=config.max_connections,
+        key_log=config.key_log,
+    )
+
+
+def _rejected(counters: Mapping[str, int]) -> dict[str, int]:
+    """The refusals among the core's counters: handshakes by reason, datagrams by what they were."""
+    reasons = {
+        name.removeprefix("rejected_"): count
+        for name, count in counters.items()
+        if name.startswith(("rejected_", "junk_"))
+    }
+    return reasons | {"synthetic_source": counters.get("recv_synthetic_source", 0)}

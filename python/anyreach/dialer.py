@@ -1,0 +1,166 @@
+"""From a peer to a connection: which callers share a race, and where addresses come from.
+
+:class:`Dialer` finds the addresses to try; one :class:`~anyreach._flow.Flow` tries them for all
+callers that want the same peer at the same time, and lives as long as one of them waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from anyreach._flow import Flow
+from anyreach.addresses import HostPort, SocketAddress
+from anyreach.errors import ConnectError, NodeClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyreach import _core
+    from anyreach._flow import Endpoint, Waiter
+    from anyreach.address_book import AddressBook
+    from anyreach.candidates import Candidate, CandidatePolicy
+    from anyreach.metrics import Recorder
+    from anyreach.peer import PeerAddress, PeerId
+
+__all__ = ["Dialer"]
+
+
+class Dialer:
+    """Reaches peers for one node.
+
+    Args:
+        me: PeerId of the node.
+        endpoint: the core's endpoint.
+        wait: awaits a ``poll_*`` method of the core on the running loop.
+        book: where peers were before; the caller enters what it learns.
+        policy: which pairs of addresses are worth an attempt.
+        local: the node's own candidates now.
+        attempt_delay: seconds between the starts of attempts (RFC 8305 8).
+        handshake_timeout: seconds one attempt may take.
+        won: told about a connection a race ended with, and the seconds it took, before any
+            caller gets it.
+        recorder: where pairs and candidates are counted.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        endpoint: Endpoint,
+        wait: Waiter,
+        *,
+        book: AddressBook,
+        policy: CandidatePolicy,
+        local: Callable[[], tuple[Candidate, ...]],
+        attempt_delay: float,
+        handshake_timeout: float,
+        won: Callable[[_core.Connection, float], object],
+        recorder: Recorder,
+    ) -> None:
+        self.me = me
+        self.endpoint = endpoint
+        self.wait = wait
+        self.book = book
+        self.policy = policy
+        self.local = local
+        self.attempt_delay = attempt_delay
+        self.handshake_timeout = handshake_timeout
+        self.won = won
+        self.recorder = recorder
+        self._flows: dict[object, Flow] = {}
+        self._closed = False
+
+    async def connect(self, peer: PeerAddress, timeout: float) -> _core.Connection:
+        """The connection to ``peer``: an existing one, or a new one within ``timeout`` seconds.
+
+        Cancelling the call ends its attempts, unless another caller waits for the same peer.
+
+        Raises:
+            ConnectTimeout: nobody answered, or time is up.
+            PeerIdMismatch: somebody else answered.
+            ConnectError: every attempt failed, or there is no address to try.
+            NodeClosed: the node is or was closed.
+        """
+        if self._closed:
+            raise _closed()
+        if peer.peer_id == self.me:
+            raise ConnectError("this PeerId is the node's own; a node does not dial itself")
+        if peer.peer_id is not None:
+            existing = self.endpoint.connection(bytes(peer.peer_id))
+            if existing is not None and existing.close_reason is None:
+                return existing
+        flow = self._join(peer)
+        flow.waiters += 1
+        try:
+            async with asyncio.timeout(timeout) as scope:
+                # Shielded: other callers may share the flow.
+                return await asyncio.shield(flow.task)
+        except TimeoutError:
+            if scope.expired():
+                raise flow.failure(timeout) from None
+            raise  # ConnectTimeout of the flow itself
+        finally:
+            flow.waiters -= 1
+            if flow.waiters == 0:
+                await self._leave(flow)
+
+    def arrived(self, connection: _core.Connection, peer_id: PeerId) -> None:
+        """Take note of a new connection, in or out: whoever is dialing that peer has it."""
+        flow = self._flows.get(peer_id)
+        if flow is not None:
+            flow.settle(connection)
+
+    def elapsed(self, peer_id: PeerId, remote: SocketAddress) -> float | None:
+        """Seconds since ``connect()`` was called for a peer, ``None`` if nobody is waiting."""
+        for flow in self._flows.values():
+            if flow.peer.peer_id == peer_id or (
+                flow.peer.peer_id is None and remote in flow.race.started
+            ):
+                return flow.elapsed()
+        return None
+
+    async def close(self) -> None:
+        """End every flow; its callers get :class:`~anyreach.NodeClosed`. Idempotent."""
+        self._closed = True
+        flows = list(self._flows.values())
+        self._flows.clear()
+        for flow in flows:
+            flow.fail(_closed())
+        if flows:
+            await asyncio.wait([flow.task for flow in flows])
+
+    def _join(self, peer: PeerAddress) -> Flow:
+        addresses = peer.addresses
+        source = "given"
+        if not addresses and peer.peer_id is not None:
+            known = self.book.addresses(peer.peer_id)
+            addresses = tuple(HostPort(a.host, a.port) for a in known)
+            source = "remembered"
+        key: object = peer.peer_id if peer.peer_id is not None else peer.addresses
+        flow = self._flows.get(key)
+        if flow is None:
+            if not addresses:
+                raise ConnectError(
+                    f"no address is known for {peer.peer_id}: it is not connected and was not"
+                    " before; pass ID@HOST:PORT or a ticket"
+                )
+            flow = self._flows[key] = Flow(self, peer)
+            flow.task.add_done_callback(lambda _: self._forget(key, flow))
+        flow.add(addresses, source)
+        return flow
+
+    def _forget(self, key: object, flow: Flow) -> None:
+        if self._flows.get(key) is flow:
+            del self._flows[key]
+
+    async def _leave(self, flow: Flow) -> None:
+        if flow.task.done():
+            return
+        for key in [key for key, other in self._flows.items() if other is flow]:
+            del self._flows[key]  # a new caller starts afresh
+        flow.task.cancel()
+        await asyncio.wait([flow.task])
+
+
+def _closed() -> NodeClosed:
+    return NodeClosed("the node was closed while connecting; make a new Node")

@@ -1,0 +1,134 @@
+"""Staying connected to the peers a node was told about.
+
+One task per entry of ``known_peers``: dial, wait for the end of the connection, dial again, with
+the pauses of :mod:`anyreach.backoff`. An entry is a place; which peer lives there may only be
+known after it answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Final
+
+from anyreach._flow import SELF
+from anyreach.backoff import next_failures, retry_delay
+from anyreach.errors import ConnectError, NodeClosed
+from anyreach.events import KnownPeerState
+from anyreach.peer import PeerAddress, PeerId
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyreach.connection import Connection
+    from anyreach.errors import Attempt
+    from anyreach.events import Event
+    from anyreach.peer import KnownPeer
+
+__all__ = ["KnownPeers"]
+
+logger = logging.getLogger(__name__)
+
+ITSELF: Final = "this is the node itself; the entry is ignored"
+
+
+class KnownPeers:
+    """Keeps one node connected to its known peers.
+
+    Args:
+        me: PeerId of the node, to tell it apart from its peers.
+        connect: reaches a peer; raises as :meth:`anyreach.Node.connect`.
+        emit: takes the events.
+        fraction: random numbers from 0 to 1, for the jitter.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        connect: Callable[[PeerAddress], Awaitable[Connection]],
+        emit: Callable[[Event], None],
+        fraction: Callable[[], float] = random.random,
+    ) -> None:
+        self._me = me
+        self._connect = connect
+        self._emit = emit
+        self._fraction = fraction
+        # Which entry speaks for a connected peer, so that two entries of one peer count once.
+        self._holders: dict[PeerId, KnownPeer] = {}
+        # Entries that pause before the next attempt, by the peer they wait for.
+        self._pausing: dict[KnownPeer, tuple[PeerId, asyncio.Event]] = {}
+
+    def arrived(self, peer_id: PeerId) -> None:
+        """A connection to ``peer_id`` exists: an entry that pauses before dialing it goes on."""
+        for waits_for, wake in self._pausing.values():
+            if waits_for == peer_id:
+                wake.set()
+
+    async def keep(self, entry: KnownPeer) -> None:
+        """Keep ``entry`` connected until cancelled; returns only if it is the node itself."""
+        peer_id = entry.peer_id
+        failures = 0
+        while True:
+            try:
+                connection = await self._connect(PeerAddress(entry.peer_id, entry.addresses))
+            except NodeClosed:
+                return
+            except ConnectError as error:
+                if peer_id == self._me or _only_itself(error.attempts):
+                    logger.warning("known peer %s: %s", entry, ITSELF)
+                    self._failed(entry, peer_id, ITSELF)
+                    return
+                self._failed(entry, peer_id, str(error))
+                failures = next_failures(failures, None)
+                await self._pause(entry, peer_id, retry_delay(failures, self._fraction()))
+                continue
+            peer_id = connection.peer_id
+            lasted = await self._hold(entry, connection)
+            failures = next_failures(failures, lasted)
+            # A peer that was restarted is back at once; one that keeps dropping us has to wait.
+            if failures > 1:
+                await self._pause(entry, peer_id, retry_delay(failures, self._fraction()))
+
+    async def _hold(self, entry: KnownPeer, connection: Connection) -> float:
+        """Wait for the end of ``connection``; how many seconds that took."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        peer_id = connection.peer_id
+        speaks = peer_id not in self._holders
+        if speaks:
+            self._holders[peer_id] = entry
+            self._emit(KnownPeerState(peer_id, _address(entry), "connected"))
+        else:
+            logger.debug("known peer %s is %s as well", entry, self._holders[peer_id])
+        try:
+            await connection.wait_closed()
+        finally:
+            if speaks:
+                del self._holders[peer_id]
+        return loop.time() - begun
+
+    async def _pause(self, entry: KnownPeer, peer_id: PeerId | None, seconds: float) -> None:
+        wake = asyncio.Event()
+        if peer_id is not None:
+            self._pausing[entry] = (peer_id, wake)
+        try:
+            async with asyncio.timeout(seconds):
+                await wake.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._pausing.pop(entry, None)
+
+    def _failed(self, entry: KnownPeer, peer_id: PeerId | None, error: str) -> None:
+        self._emit(KnownPeerState(peer_id, _address(entry), "failed", error))
+
+
+def _only_itself(attempts: tuple[Attempt, ...]) -> bool:
+    """Whether the node reached itself and nothing else may be behind the entry."""
+    reasons = {attempt.reason for attempt in attempts}
+    return SELF in reasons and reasons <= {SELF, "family", "unreachable"}
+
+
+def _address(entry: KnownPeer) -> str:
+    return ",".join(map(str, entry.addresses))

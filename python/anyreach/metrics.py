@@ -1,0 +1,312 @@
+"""Counters, gauges and histograms of a node, and their Prometheus text form.
+
+:class:`NodeMetrics` is an immutable snapshot; :func:`exposition` writes it in the Prometheus
+text exposition format 0.0.4. :class:`Recorder` is the only mutable part and belongs to one
+node on one event loop, so it needs no lock. Nothing here reads a clock or a socket.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ._core import PathInfo
+
+__all__ = ["CONTENT_TYPE", "Histogram", "NodeMetrics", "Recorder", "exposition"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The ``Content-Type`` to serve :func:`exposition` with."""
+
+METHODS = ("direct", "punched", "relayed")
+"""Ways a path can be made; each has its series from the start, so that ratios never miss one."""
+
+CONNECT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds. A post-quantum handshake on loopback takes about 3 ms; 30 s is the longest timeout
+that makes sense to people."""
+
+OBSERVED_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""Seconds. A report takes one round trip, plus one probe timeout for each loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Values counted by size.
+
+    Attributes:
+        bounds: upper bounds of the buckets, ascending; the last bucket, without bound, is extra.
+        counts: values per bucket (not cumulative), ``len(bounds) + 1`` of them.
+        sum: sum of all values.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return sum(self.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMetrics:
+    """What a node counted since it was started.
+
+    Attributes:
+        connect_seconds: time from the call to ``connect()`` (for incoming connections: from
+            the first packet) to the established connection, by method.
+        connections: connections open now, by method of the current path.
+        connections_total: connections established, by method of their first path.
+        candidate_pairs_total: pairs of a local and a remote address by what became of them:
+            ``kept``, ``cross_family``, ``scope`` or ``limit``.
+        candidates_total: remote addresses by ``(source, outcome)``. Sources: ``given`` (by the
+            caller or a ticket), ``dns``, ``remembered``; outcomes: ``connected``, ``failed``,
+            ``cancelled`` (another was faster), ``unused`` (never tried), ``family``. Own
+            addresses that peers reported: source ``observed``, outcome ``reported`` for each
+            report and ``believed`` each time an address became believed.
+        observed_address_seconds: from the start of a path, or a change of its address, to the
+            peer's report of our address.
+        rejected_total: datagrams and handshakes refused, by reason.
+        bytes_total: UDP payload bytes by ``(method, direction)``; direction ``sent`` or
+            ``received``.
+        events_dropped_total: events that slow consumers of :meth:`anyreach.Node.events` missed.
+    """
+
+    connect_seconds: Mapping[str, Histogram]
+    connections: Mapping[str, int]
+    connections_total: Mapping[str, int]
+    candidate_pairs_total: Mapping[str, int]
+    candidates_total: Mapping[tuple[str, str], int]
+    observed_address_seconds: Histogram
+    rejected_total: Mapping[str, int]
+    bytes_total: Mapping[tuple[str, str], int]
+    events_dropped_total: int
+
+
+class _MutableHistogram:
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        # bisect_left: a value equal to a bound belongs to that bucket ("le").
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def snapshot(self) -> Histogram:
+        return Histogram(self._bounds, tuple(self._counts), self._sum)
+
+
+@dataclass(slots=True)
+class _PathBytes:
+    method: str
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Collects what happens in one node; :meth:`snapshot` gives the numbers."""
+
+    _connect: dict[str, _MutableHistogram] = field(
+        default_factory=lambda: {m: _MutableHistogram(CONNECT_BUCKETS) for m in METHODS}
+    )
+    _connections_total: Counter[str] = field(
+        default_factory=lambda: Counter(dict.fromkeys(METHODS, 0))
+    )
+    _pairs: Counter[str] = field(
+        default_factory=lambda: Counter(
+            dict.fromkeys(("kept", "cross_family", "scope", "limit"), 0)
+        )
+    )
+    _candidates: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _observed: _MutableHistogram = field(
+        default_factory=lambda: _MutableHistogram(OBSERVED_BUCKETS)
+    )
+    _bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _paths: dict[int, dict[int, _PathBytes]] = field(default_factory=dict)
+    _events_dropped: int = 0
+
+    def connected(self, method: str, seconds: float) -> None:
+        """Count an established connection that took ``seconds``."""
+        self._connections_total[method] += 1
+        self._connect.setdefault(method, _MutableHistogram(CONNECT_BUCKETS)).observe(seconds)
+
+    def candidate_pair(self, outcome: str, count: int = 1) -> None:
+        """Count pairs of a local and a remote candidate."""
+        self._pairs[outcome] += count
+
+    def candidate(self, source: str, outcome: str) -> None:
+        """Count what became of one candidate address."""
+        self._candidates[source, outcome] += 1
+
+    def observed(self, seconds: float) -> None:
+        """Count a report of our own address that came ``seconds`` after its cause."""
+        self._observed.observe(seconds)
+        self._candidates["observed", "reported"] += 1
+
+    def events_dropped(self, count: int = 1) -> None:
+        """Count events a slow consumer missed."""
+        self._events_dropped += count
+
+    def paths(self, connection_id: int, paths: Iterable[PathInfo]) -> None:
+        """Add what the paths of a connection carried since the last call for it."""
+        seen = self._paths.setdefault(connection_id, {})
+        for path in paths:
+            last = seen.setdefault(path.id, _PathBytes(path.method))
+            # The engine's counters only grow; max() keeps ours monotonic if that ever breaks.
+            self._bytes[path.method, "sent"] += max(0, path.sent_bytes - last.sent)
+            self._bytes[path.method, "received"] += max(0, path.received_bytes - last.received)
+            last.sent = path.sent_bytes
+            last.received = path.received_bytes
+
+    def ended(self, connection_id: int, sent: int, received: int) -> None:
+        """Add what a connection carried since the last look at its paths.
+
+        Its paths are gone by now; what its totals have more than they had goes to the method
+        it used last.
+        """
+        seen = list(self._paths.pop(connection_id, {}).values())
+        method = seen[-1].method if seen else METHODS[0]
+        self._bytes[method, "sent"] += max(0, sent - sum(path.sent for path in seen))
+        self._bytes[method, "received"] += max(0, received - sum(path.received for path in seen))
+
+    def snapshot(
+        self, *, connections: Mapping[str, int], rejected: Mapping[str, int]
+    ) -> NodeMetrics:
+        """The numbers now; gauges and the core's counters are passed in."""
+        byte_series = {(m, d): 0 for m in METHODS for d in ("sent", "received")}
+        return NodeMetrics(
+            connect_seconds=_frozen({m: h.snapshot() for m, h in self._connect.items()}),
+            connections=_frozen({**dict.fromkeys(METHODS, 0), **connections}),
+            connections_total=_frozen(self._connections_total),
+            candidate_pairs_total=_frozen(self._pairs),
+            candidates_total=_frozen(self._candidates),
+            observed_address_seconds=self._observed.snapshot(),
+            rejected_total=_frozen(rejected),
+            bytes_total=_frozen({**byte_series, **self._bytes}),
+            events_dropped_total=self._events_dropped,
+        )
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def _frozen(values: Mapping[_K, _V]) -> Mapping[_K, _V]:
+    return MappingProxyType(dict(values))
+
+
+def exposition(metrics: NodeMetrics) -> str:
+    """The Prometheus text exposition (format 0.0.4) of a snapshot, ending in a newline."""
+    out: list[str] = []
+    _family(
+        out,
+        "anyreach_connect_seconds",
+        "histogram",
+        "Time to an established connection, by method.",
+    )
+    for method, histogram in metrics.connect_seconds.items():
+        _histogram(out, "anyreach_connect_seconds", {"method": method}, histogram)
+    _simple(
+        out,
+        "anyreach_connections",
+        "gauge",
+        "Connections open now, by method of the current path.",
+        [({"method": m}, n) for m, n in metrics.connections.items()],
+    )
+    _simple(
+        out,
+        "anyreach_connections_total",
+        "counter",
+        "Connections established, by method of their first path.",
+        [({"method": m}, n) for m, n in metrics.connections_total.items()],
+    )
+    _simple(
+        out,
+        "anyreach_candidate_pairs_total",
+        "counter",
+        "Address pairs considered for connecting, by what became of them.",
+        [({"outcome": o}, n) for o, n in metrics.candidate_pairs_total.items()],
+    )
+    _simple(
+        out,
+        "anyreach_candidates_total",
+        "counter",
+        "Candidate addresses by where they came from and what became of them.",
+        [({"source": s, "outcome": o}, n) for (s, o), n in metrics.candidates_total.items()],
+    )
+    _family(
+        out,
+        "anyreach_observed_address_seconds",
+        "histogram",
+        "Time from a path's start or address change to the peer's OBSERVED_ADDRESS.",
+    )
+    _histogram(out, "anyreach_observed_address_seconds", {}, metrics.observed_address_seconds)
+    _simple(
+        out,
+        "anyreach_rejected_total",
+        "counter",
+        "Datagrams and handshakes refused, by reason.",
+        [({"reason": r}, n) for r, n in metrics.rejected_total.items()],
+    )
+    _simple(
+        out,
+        "anyreach_bytes_total",
+        "counter",
+        "UDP payload bytes, by method of the path and direction.",
+        [({"method": m, "direction": d}, n) for (m, d), n in metrics.bytes_total.items()],
+    )
+    _simple(
+        out,
+        "anyreach_events_dropped_total",
+        "counter",
+        "Events that slow consumers missed.",
+        [({}, metrics.events_dropped_total)],
+    )
+    return "\n".join(out) + "\n"
+
+
+def _family(out: list[str], name: str, kind: str, text: str) -> None:
+    escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
+    out.append(f"# HELP {name} {escaped}")
+    out.append(f"# TYPE {name} {kind}")
+
+
+def _simple(
+    out: list[str],
+    name: str,
+    kind: str,
+    text: str,
+    samples: Iterable[tuple[Mapping[str, str], int]],
+) -> None:
+    _family(out, name, kind, text)
+    out.extend(f"{name}{_labels(labels)} {value}" for labels, value in samples)
+
+
+def _histogram(out: list[str], name: str, labels: Mapping[str, str], histogram: Histogram) -> None:
+    cumulative = 0
+    for bound, count in zip([*map(repr, histogram.bounds), "+Inf"], histogram.counts, strict=True):
+        cumulative += count
+        out.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {cumulative}")
+    out.append(f"{name}_sum{_labels(labels)} {histogram.sum!r}")
+    out.append(f"{name}_count{_labels(labels)} {cumulative}")
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
