@@ -1,8 +1,11 @@
 //! The forms of an address: canonical, the engine's, and the socket's.
 //!
-//! Pure functions, no I/O. The crate documentation says where which form is used.
+//! Pure functions but for reading a socket's family. The crate documentation says where which form is used.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, SocketAddrV6, UdpSocket},
+};
 
 /// The one form of an address in which it may be compared, stored, shown or sent to a peer.
 ///
@@ -48,6 +51,15 @@ pub(crate) enum SocketFamily {
 }
 
 impl SocketFamily {
+    /// The family of a bound socket somebody else has made.
+    pub(crate) fn of(socket: &UdpSocket) -> io::Result<Self> {
+        Ok(match socket.local_addr()? {
+            SocketAddr::V4(_) => Self::V4,
+            SocketAddr::V6(_) if socket2::SockRef::from(socket).only_v6()? => Self::V6Only,
+            SocketAddr::V6(_) => Self::Dual,
+        })
+    }
+
     /// The socket form of a destination; `None` if this socket cannot address its family.
     pub(crate) fn destination(self, addr: SocketAddr) -> Option<SocketAddr> {
         match (self, canonical(addr)) {

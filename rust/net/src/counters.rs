@@ -57,6 +57,11 @@ counters! {
     recv_errors,
     /// Received from the network under a synthetic source address: a forgery, dropped.
     recv_synthetic_source,
+    /// Received from a tunnel, dropped because the engine had not taken older ones in time, or
+    /// because it fits no buffer.
+    recv_tunnel_overflow,
+    /// Received by an extra socket from somebody it does not expect, dropped.
+    recv_extra_unexpected,
     /// Not sent: no route to the network or host, or the interface is down.
     send_unreachable,
     /// Not sent: the destination had refused an earlier datagram (ICMP port unreachable).
@@ -73,6 +78,12 @@ counters! {
     send_source_gone,
     /// Not sent: a destination no QUIC peer can have (port 0, unspecified, multicast, broadcast).
     send_bad_destination,
+    /// Not sent: a synthetic address whose tunnel, or whose remote in the tunnel, is gone.
+    send_no_tunnel,
+    /// Not sent: the tunnel's own queue is full.
+    send_tunnel_full,
+    /// Not sent: larger than the tunnel carries. MTU probing causes these by design.
+    send_tunnel_too_large,
     /// Not sent for any other reason.
     send_other,
     /// Times the offload state was rebuilt after the kernel had rejected a datagram's arguments.

@@ -7,6 +7,8 @@ use std::{io, net::IpAddr};
 
 use if_addrs::IfAddr;
 
+use crate::synthetic::is_synthetic;
+
 /// One address of one interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterfaceAddress {
@@ -18,7 +20,8 @@ pub struct InterfaceAddress {
     pub prefix_len: u8,
 }
 
-/// All addresses of interfaces that are up, in the system's order.
+/// All addresses of interfaces that are up, in the system's order. One in the synthetic prefix, if
+/// somebody has configured such a thing, is left out: it could not be told from a tunnel.
 ///
 /// # Errors
 ///
@@ -39,6 +42,7 @@ pub fn interface_addresses() -> io::Result<Vec<InterfaceAddress>> {
                 prefix_len,
             }
         })
+        .filter(|entry| !is_synthetic(entry.addr))
         .collect())
 }
 

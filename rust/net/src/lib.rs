@@ -23,13 +23,17 @@
 pub mod addr;
 pub mod bind;
 pub mod counters;
+mod extra;
 pub mod interfaces;
 mod junk;
+pub mod mux;
 mod port;
 mod receive;
 mod routes;
 mod sender;
 mod socket;
+pub mod synthetic;
+mod tunnel;
 
 pub use addr::{canonical, canonical_ip, engine_form};
 pub use bind::{
@@ -37,4 +41,8 @@ pub use bind::{
 };
 pub use counters::{CounterSnapshot, Counters};
 pub use interfaces::{InterfaceAddress, interface_addresses};
+pub use mux::{
+    ExtraOptions, ExtraSocket, Injector, MuxError, MuxHandle, Tunnel, TunnelSend, TunnelSendError,
+};
 pub use socket::NodeSocket;
+pub use synthetic::{SyntheticAddr, is_synthetic};

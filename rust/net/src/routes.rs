@@ -4,26 +4,87 @@
 //! table they have until one atomic load tells them that there is a newer one. So the path of a
 //! datagram takes no lock, and costs that one load while there is nothing but the primary socket.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use atomic_waker::AtomicWaker;
+use tokio::sync::watch;
 
-use crate::{counters::Counters, port::Port};
+use crate::{
+    counters::Counters,
+    extra::Extra,
+    port::Port,
+    tunnel::{Numbers, TunnelEntry},
+};
 
 /// One state of the table.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes {
     /// The node's own socket: everything that has no other way.
     pub(crate) primary: Arc<Port>,
+    /// Its address, canonical.
+    pub(crate) local_addr: SocketAddr,
+    /// In ascending order of their numbers.
+    pub(crate) tunnels: Vec<Arc<TunnelEntry>>,
+    pub(crate) extras: Vec<Arc<Extra>>,
+    /// Canonical remote addresses that are reached through an extra socket.
+    pub(crate) overrides: HashMap<SocketAddr, Arc<Extra>>,
 }
 
 impl Routes {
+    /// How many sources there are besides the primary socket.
+    #[inline]
+    pub(crate) fn sides(&self) -> usize {
+        self.tunnels.len() + self.extras.len()
+    }
+
+    pub(crate) fn tunnel(&self, number: u32) -> Option<&Arc<TunnelEntry>> {
+        let at = self
+            .tunnels
+            .binary_search_by_key(&number, |entry| entry.number)
+            .ok()?;
+        self.tunnels.get(at)
+    }
+
+    pub(crate) fn add_tunnel(&mut self, entry: Arc<TunnelEntry>) {
+        // Two threads may get here in the other order than they drew their numbers.
+        let at = self
+            .tunnels
+            .partition_point(|other| other.number < entry.number);
+        self.tunnels.insert(at, entry);
+    }
+
+    pub(crate) fn remove_tunnel(&mut self, entry: &Arc<TunnelEntry>) -> bool {
+        let before = self.tunnels.len();
+        self.tunnels.retain(|other| !Arc::ptr_eq(other, entry));
+        self.tunnels.len() != before
+    }
+
+    pub(crate) fn remove_extra(&mut self, extra: &Arc<Extra>) -> bool {
+        let before = self.extras.len();
+        self.extras.retain(|other| !Arc::ptr_eq(other, extra));
+        self.overrides.retain(|_, owner| !Arc::ptr_eq(owner, extra));
+        self.extras.len() != before
+    }
+
+    pub(crate) fn adopted_by(&self, extra: &Arc<Extra>) -> Vec<SocketAddr> {
+        self.overrides
+            .iter()
+            .filter(|(_, owner)| Arc::ptr_eq(owner, extra))
+            .map(|(remote, _)| *remote)
+            .collect()
+    }
+
     /// Puts `renewed` where `old` is; `false` if somebody else has replaced it meanwhile.
-    pub(crate) fn replace_port(&mut self, old: &Arc<Port>, renewed: Port) -> bool {
-        let found = Arc::ptr_eq(&self.primary, old);
+    pub(crate) fn replace_primary(&mut self, old: &Port, renewed: Port) -> bool {
+        let found = std::ptr::eq(Arc::as_ptr(&self.primary), old);
         if found {
             self.primary = Arc::new(renewed);
         }
@@ -38,26 +99,45 @@ pub(crate) struct Shared {
     routes: Mutex<Arc<Routes>>,
     /// `max_transmit_segments` of the primary port, where a sender can read it without its table.
     segments: AtomicUsize,
+    pub(crate) numbers: Numbers,
     pub(crate) counters: Arc<Counters>,
     /// The engine's receive task.
-    pub(crate) receiver: AtomicWaker,
+    pub(crate) receiver: Arc<AtomicWaker>,
+    /// Closed when this is dropped, and the descriptors with it.
+    alive: watch::Sender<()>,
 }
 
 impl Shared {
-    pub(crate) fn new(primary: Port) -> Self {
+    pub(crate) fn new(primary: Port, local_addr: SocketAddr) -> Self {
         Self {
             generation: AtomicU64::new(0),
             segments: AtomicUsize::new(primary.max_transmit_segments().get()),
             routes: Mutex::new(Arc::new(Routes {
                 primary: Arc::new(primary),
+                local_addr,
+                tunnels: Vec::new(),
+                extras: Vec::new(),
+                overrides: HashMap::new(),
             })),
+            numbers: Numbers::default(),
             counters: Arc::default(),
-            receiver: AtomicWaker::new(),
+            receiver: Arc::default(),
+            alive: watch::Sender::new(()),
         }
+    }
+
+    /// Tells, by an error, when the socket is gone.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.alive.subscribe()
     }
 
     pub(crate) fn max_transmit_segments(&self) -> usize {
         self.segments.load(Ordering::Relaxed)
+    }
+
+    /// The newest table.
+    pub(crate) fn current(&self) -> Arc<Routes> {
+        self.lock().clone()
     }
 
     /// Changes the table, if `change` says so by returning `true`.
@@ -69,10 +149,12 @@ impl Shared {
         }
         let segments = next.primary.max_transmit_segments().get();
         self.segments.store(segments, Ordering::Relaxed);
-        *current = Arc::new(next);
+        let old = std::mem::replace(&mut *current, Arc::new(next));
         // Release: a reader that sees the new generation finds the new table behind the lock.
         self.generation.fetch_add(1, Ordering::Release);
         drop(current);
+        // Not under the lock: it may be the last to hold a socket.
+        drop(old);
         self.receiver.wake();
     }
 
@@ -98,17 +180,73 @@ impl Reader {
         }
     }
 
-    /// The primary port of the table at hand, which need not be the newest.
-    pub(crate) fn primary(&self) -> &Port {
-        &self.routes.primary
+    /// The table at hand, which need not be the newest.
+    pub(crate) fn cached(&self) -> &Routes {
+        &self.routes
+    }
+
+    #[inline]
+    pub(crate) fn is_stale(&self, shared: &Shared) -> bool {
+        self.generation != shared.generation.load(Ordering::Acquire)
     }
 
     /// The present table.
     #[inline]
-    pub(crate) fn get(&mut self, shared: &Shared) -> &Arc<Routes> {
-        if self.generation != shared.generation.load(Ordering::Acquire) {
+    pub(crate) fn get(&mut self, shared: &Shared) -> &Routes {
+        if self.is_stale(shared) {
             *self = Self::new(shared);
         }
         &self.routes
+    }
+}
+
+/// Something a table entry uses until its owner closes it.
+///
+/// Readers hold on to old tables, an idle connection for as long as it is idle. What is in a slot
+/// goes when its owner says so, not when the last old table does.
+pub(crate) struct Slot<T: ?Sized>(Mutex<Option<Arc<T>>>);
+
+impl<T: ?Sized> Slot<T> {
+    pub(crate) fn new(content: Arc<T>) -> Self {
+        Self(Mutex::new(Some(content)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The content; `None` once closed.
+    pub(crate) fn get(&self) -> Option<Arc<T>> {
+        self.lock().clone()
+    }
+
+    pub(crate) fn close(&self) {
+        // Dropped outside the lock: the content may be anything.
+        let content = self.lock().take();
+        drop(content);
+    }
+}
+
+impl<T> Slot<T> {
+    /// Puts `new` where `old` is, unless that has been closed or replaced meanwhile.
+    pub(crate) fn replace(&self, old: &T, new: Arc<T>) {
+        let mut content = self.lock();
+        if content
+            .as_deref()
+            .is_some_and(|present| std::ptr::eq(present, old))
+        {
+            *content = Some(new);
+        }
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Slot<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.lock().is_some() {
+            "open"
+        } else {
+            "closed"
+        };
+        f.write_str(state)
     }
 }

@@ -16,8 +16,10 @@ use noq_udp::Transmit;
 use crate::{
     addr::canonical,
     counters::Counters,
+    extra::Extra,
     port::{Port, SendFailure},
-    routes::{Reader, Shared},
+    routes::{Reader, Routes, Shared},
+    synthetic::{SyntheticAddr, is_synthetic},
 };
 
 type Writable = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
@@ -60,7 +62,13 @@ impl noq::UdpSender for NodeSender {
             writable,
         } = self.get_mut();
         let destination = canonical(transmit.destination);
-        let port = &reader.get(shared).primary;
+        let routes = reader.get(shared);
+        if is_synthetic(destination.ip()) {
+            send_to_tunnel(routes, destination, transmit, &shared.counters);
+            return Poll::Ready(Ok(()));
+        }
+        let (extra, adopted) = extra_port(routes, destination).unzip();
+        let port = adopted.as_deref().unwrap_or(&routes.primary);
         let Some(wire) = in_socket_form(transmit, destination, port, &shared.counters) else {
             return Poll::Ready(Ok(()));
         };
@@ -78,7 +86,7 @@ impl noq::UdpSender for NodeSender {
                     *writable = Some(Box::pin(async move { io.writable().await }));
                 }
                 Err(failure) => {
-                    send_failed(shared, port, &wire, failure);
+                    send_failed(shared, extra, port, &wire, failure);
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -94,13 +102,14 @@ impl noq::UdpSender for NodeSender {
 ///
 /// What the kernel would reject is stopped here, because its `EINVAL` cannot be told from one that
 /// is about offloads (see [`Port::try_send`]).
-fn in_socket_form<'a>(
+pub(crate) fn in_socket_form<'a>(
     transmit: &Transmit<'a>,
     destination: SocketAddr,
     port: &Port,
     counters: &Counters,
 ) -> Option<Transmit<'a>> {
-    if !is_possible_peer(destination) {
+    // The last gate before the wire, for whatever way a synthetic address may come here.
+    if !is_possible_peer(destination) || is_synthetic(destination.ip()) {
         Counters::bump(&counters.send_bad_destination);
         return None;
     }
@@ -130,9 +139,42 @@ fn is_possible_peer(addr: SocketAddr) -> bool {
     ip_fits && addr.port() != 0
 }
 
+/// The extra socket that has adopted `destination`, and its port; `None` for nearly everything.
+#[inline]
+fn extra_port(routes: &Routes, destination: SocketAddr) -> Option<(&Arc<Extra>, Arc<Port>)> {
+    if routes.overrides.is_empty() {
+        return None;
+    }
+    let extra = routes.overrides.get(&destination)?;
+    Some((extra, extra.port.get()?))
+}
+
+/// Hands a transmit to the tunnel its synthetic destination names. This is its only way: if there
+/// is none, it ends here and never on the wire.
+fn send_to_tunnel(
+    routes: &Routes,
+    destination: SocketAddr,
+    transmit: &Transmit<'_>,
+    counters: &Counters,
+) {
+    let found = SyntheticAddr::from_socket_addr(destination)
+        .and_then(|addr| Some((routes.tunnel(addr.tunnel())?, addr.index())));
+    match found {
+        Some((tunnel, index)) => tunnel.send(index, transmit, counters),
+        None => Counters::bump(&counters.send_no_tunnel),
+    }
+}
+
 /// Counts a failure and takes over the renewed port, if there is one. The failure ends here: it
 /// concerns one datagram.
-fn send_failed(shared: &Shared, port: &Arc<Port>, wire: &Transmit<'_>, failure: SendFailure) {
+#[cold]
+fn send_failed(
+    shared: &Shared,
+    extra: Option<&Arc<Extra>>,
+    port: &Port,
+    wire: &Transmit<'_>,
+    failure: SendFailure,
+) {
     let (error, renewed) = match failure {
         SendFailure::WouldBlock => return,
         SendFailure::Datagram(error) => (error, None),
@@ -146,7 +188,10 @@ fn send_failed(shared: &Shared, port: &Arc<Port>, wire: &Transmit<'_>, failure: 
     }
     if let Some(renewed) = renewed {
         Counters::bump(&shared.counters.offload_renewed);
-        shared.update(|routes| routes.replace_port(port, *renewed));
+        match extra {
+            Some(extra) => extra.port.replace(port, Arc::from(renewed)),
+            None => shared.update(|routes| routes.replace_primary(port, *renewed)),
+        }
     }
 }
 

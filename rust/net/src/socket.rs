@@ -20,6 +20,7 @@ use crate::{
     addr::engine_form,
     bind::BoundSocket,
     counters::Counters,
+    mux::MuxHandle,
     port::Port,
     receive::accept,
     routes::{Reader, Shared},
@@ -47,8 +48,11 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 pub struct NodeSocket {
     shared: Arc<Shared>,
     reader: Reader,
-    local_addr: SocketAddr,
     receiving: Receiving,
+    /// Which side source (tunnel or extra socket) is next, so that none starves the others.
+    next_side: usize,
+    /// Whether the side sources are asked before the primary socket.
+    sides_first: bool,
 }
 
 impl NodeSocket {
@@ -64,12 +68,14 @@ impl NodeSocket {
     /// Outside a tokio runtime.
     pub fn new(bound: BoundSocket) -> io::Result<Self> {
         let local_addr = bound.local_addr();
-        let shared = Arc::new(Shared::new(Port::new(bound.socket, bound.family)?));
+        let port = Port::new(bound.socket, bound.family)?;
+        let shared = Arc::new(Shared::new(port, local_addr));
         Ok(Self {
             reader: Reader::new(&shared),
             shared,
-            local_addr,
             receiving: Receiving::default(),
+            next_side: 0,
+            sides_first: false,
         })
     }
 
@@ -78,12 +84,41 @@ impl NodeSocket {
     pub fn counters(&self) -> Arc<Counters> {
         self.shared.counters.clone()
     }
+
+    /// The handle through which tunnels and further sockets are added once the engine has taken
+    /// this one.
+    pub fn handle(&self) -> MuxHandle {
+        MuxHandle::new(&self.shared)
+    }
+
+    /// Asks tunnels and extra sockets, each in its turn; 0 if none has anything.
+    fn receive_from_sides(&mut self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+        let routes = self.reader.cached();
+        let sides = routes.sides();
+        for offset in 0..sides {
+            let side = (self.next_side + offset) % sides;
+            let count = match routes.tunnels.get(side) {
+                Some(tunnel) => tunnel.inbox.drain(bufs, meta),
+                None => routes.extras[side - routes.tunnels.len()].receive(
+                    &self.shared,
+                    routes,
+                    bufs,
+                    meta,
+                ),
+            };
+            if count > 0 {
+                self.next_side = side + 1;
+                return count;
+            }
+        }
+        0
+    }
 }
 
 impl fmt::Debug for NodeSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeSocket")
-            .field("local_addr", &self.local_addr)
+            .field("local_addr", &self.reader.cached().local_addr)
             .finish_non_exhaustive()
     }
 }
@@ -99,23 +134,54 @@ impl AsyncUdpSocket for NodeSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let routes = self.reader.get(&self.shared);
-        self.receiving
-            .poll(&self.shared.counters, &routes.primary, cx, bufs, meta)
+        let has_sides = self.reader.get(&self.shared).sides() > 0;
+        if has_sides {
+            // Before looking, so that what is queued after the look finds somebody to wake.
+            self.shared.receiver.register(cx.waker());
+        }
+        // Whoever was served is asked last next time.
+        if has_sides && self.sides_first {
+            self.sides_first = false;
+            let count = self.receive_from_sides(bufs, meta);
+            if count > 0 {
+                return Poll::Ready(Ok(count));
+            }
+        }
+        let primary = &self.reader.cached().primary;
+        let polled = self
+            .receiving
+            .poll(&self.shared.counters, primary, cx, bufs, meta);
+        if polled.is_ready() {
+            self.sides_first = has_sides;
+            return polled;
+        }
+        if has_sides {
+            let count = self.receive_from_sides(bufs, meta);
+            if count > 0 {
+                return Poll::Ready(Ok(count));
+            }
+        } else {
+            self.shared.receiver.register(cx.waker());
+        }
+        // A table published since it was read has woken whoever was registered then.
+        if self.reader.is_stale(&self.shared) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 
     /// The bound address in engine form, whatever the family of the socket: see the crate
     /// documentation.
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(engine_form(self.local_addr))
+        Ok(engine_form(self.shared.current().local_addr))
     }
 
     fn max_receive_segments(&self) -> NonZeroUsize {
-        self.reader.primary().max_receive_segments()
+        self.reader.cached().primary.max_receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.reader.primary().may_fragment()
+        self.reader.cached().primary.may_fragment()
     }
 }
 

@@ -1,0 +1,306 @@
+//! Adding ways to a running socket: tunnels, extra punching sockets, another primary socket.
+//!
+//! [`MuxHandle`] is what the rest of the node holds after the engine has taken the
+//! [`NodeSocket`](crate::NodeSocket). It does not keep the socket open; what it adds lives as long
+//! as the returned [`Tunnel`] or [`ExtraSocket`].
+
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::{Arc, Weak},
+};
+
+use noq_udp::Transmit;
+use tokio::sync::watch;
+
+use crate::{
+    addr::{SocketFamily, canonical},
+    bind::BoundSocket,
+    counters::Counters,
+    extra::Extra,
+    port::{Port, SendFailure},
+    routes::{Shared, Slot},
+    sender::in_socket_form,
+    synthetic::{SyntheticAddr, is_synthetic},
+    tunnel::{Inbox, TunnelEntry},
+};
+pub use crate::{
+    extra::{Adoption, ExtraOptions},
+    tunnel::{INBOX_DATAGRAMS, Injector, TunnelClosed, TunnelSend, TunnelSendError},
+};
+
+/// Tunnels one socket may have: a node holds two reservations and dials through the relays of its
+/// peers, one tunnel per relay in use; an order of magnitude above what that needs.
+pub const MAX_TUNNELS: usize = 256;
+
+/// Extra sockets at once: two birthday attempts of 256 side by side, within the usual limit of
+/// 1,024 descriptors per process.
+pub const MAX_EXTRA_SOCKETS: usize = 512;
+
+/// Why a way could not be added.
+#[derive(Debug, thiserror::Error)]
+pub enum MuxError {
+    /// The endpoint has gone, and the socket with it. Nothing can be added any more.
+    #[error("the node's socket is closed")]
+    Closed,
+    /// [`MAX_TUNNELS`] are registered. Drop one that is not in use.
+    #[error("there are {MAX_TUNNELS} tunnels already: close one that is not in use")]
+    TooManyTunnels,
+    /// [`MAX_EXTRA_SOCKETS`] are registered. Wait for an attempt to end.
+    #[error("there are {MAX_EXTRA_SOCKETS} extra sockets already: wait for an attempt to end")]
+    TooManySockets,
+    /// Another extra socket has that remote address.
+    #[error("{0} is reached through another extra socket already")]
+    AdoptedElsewhere(SocketAddr),
+    /// The system refused the socket.
+    #[error("the UDP socket cannot be used: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Adds ways to a running [`NodeSocket`](crate::NodeSocket). Cheap to clone, usable from any task.
+#[derive(Debug, Clone)]
+pub struct MuxHandle {
+    shared: Weak<Shared>,
+    alive: watch::Receiver<()>,
+}
+
+impl MuxHandle {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::downgrade(shared),
+            alive: shared.watch(),
+        }
+    }
+
+    /// Waits until the engine has let go of the socket, so that its port is free.
+    pub async fn released(&self) {
+        let mut alive = self.alive.clone();
+        while alive.changed().await.is_ok() {}
+    }
+
+    fn shared(&self) -> Result<Arc<Shared>, MuxError> {
+        self.shared.upgrade().ok_or(MuxError::Closed)
+    }
+
+    /// Registers a tunnel. Its remotes are reachable as [`Tunnel::address`] at once.
+    ///
+    /// # Errors
+    ///
+    /// [`MuxError::Closed`], [`MuxError::TooManyTunnels`].
+    pub fn add_tunnel(&self, carrier: Box<dyn TunnelSend>) -> Result<Tunnel, MuxError> {
+        let shared = self.shared()?;
+        let number = shared.numbers.next().ok_or(MuxError::TooManyTunnels)?;
+        let entry = Arc::new(TunnelEntry {
+            number,
+            carrier: Slot::new(Arc::from(carrier)),
+            inbox: Arc::new(Inbox::new(
+                number,
+                shared.receiver.clone(),
+                shared.counters.clone(),
+            )),
+        });
+        let mut added = false;
+        shared.update(|routes| {
+            added = routes.tunnels.len() < MAX_TUNNELS;
+            if added {
+                routes.add_tunnel(entry.clone());
+            }
+            added
+        });
+        if !added {
+            return Err(MuxError::TooManyTunnels);
+        }
+        Ok(Tunnel {
+            entry,
+            shared: self.shared.clone(),
+        })
+    }
+
+    /// Registers a bound UDP socket for receiving, and for sending to what it adopts. Must be
+    /// called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`MuxError::Closed`], [`MuxError::TooManySockets`], [`MuxError::Io`].
+    pub fn add_socket(
+        &self,
+        socket: UdpSocket,
+        options: ExtraOptions,
+    ) -> Result<ExtraSocket, MuxError> {
+        let shared = self.shared()?;
+        let local = socket.local_addr()?;
+        let family = SocketFamily::of(&socket)?;
+        let port = Port::new(socket, family)?;
+        let extra = Arc::new(Extra::new(
+            port,
+            canonical(local),
+            options,
+            shared.receiver.clone(),
+        ));
+        let mut added = false;
+        shared.update(|routes| {
+            added = routes.extras.len() < MAX_EXTRA_SOCKETS;
+            if added {
+                routes.extras.push(extra.clone());
+            }
+            added
+        });
+        if !added {
+            return Err(MuxError::TooManySockets);
+        }
+        Ok(ExtraSocket {
+            extra,
+            shared: self.shared.clone(),
+        })
+    }
+
+    /// Replaces the primary socket, as after the system has invalidated it. Connections, tunnels,
+    /// extra sockets and counters stay; the engine should be told of the network change. The old
+    /// socket closes when every connection has sent once more. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`MuxError::Closed`], [`MuxError::Io`].
+    pub fn rebind(&self, bound: BoundSocket) -> Result<(), MuxError> {
+        let shared = self.shared()?;
+        let local_addr = bound.local_addr();
+        let port = Arc::new(Port::new(bound.socket, bound.family)?);
+        shared.update(|routes| {
+            routes.primary = port;
+            routes.local_addr = local_addr;
+            true
+        });
+        Ok(())
+    }
+
+    /// The primary socket's present address, canonical.
+    ///
+    /// # Errors
+    ///
+    /// [`MuxError::Closed`].
+    pub fn local_addr(&self) -> Result<SocketAddr, MuxError> {
+        Ok(self.shared()?.current().local_addr)
+    }
+}
+
+/// A registered tunnel; dropping it takes it out, and late datagrams for it are dropped.
+#[derive(Debug)]
+pub struct Tunnel {
+    entry: Arc<TunnelEntry>,
+    shared: Weak<Shared>,
+}
+
+impl Tunnel {
+    /// The tunnel's number, unique for the life of the socket.
+    pub fn number(&self) -> u32 {
+        self.entry.number
+    }
+
+    /// The address under which the engine reaches the remote with number `index`. The numbering is
+    /// the carrier's.
+    pub fn address(&self, index: u32) -> SyntheticAddr {
+        SyntheticAddr::new(self.entry.number, index)
+    }
+
+    /// Where the carrier puts what it receives.
+    pub fn injector(&self) -> Injector {
+        Injector::new(self.entry.inbox.clone())
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.entry.inbox.close();
+        if let Some(shared) = self.shared.upgrade() {
+            shared.update(|routes| routes.remove_tunnel(&self.entry));
+        }
+        // Last, because a carrier may do anything when it is dropped.
+        self.entry.carrier.close();
+    }
+}
+
+/// A registered extra socket; dropping it closes it and returns its addresses to the primary one.
+#[derive(Debug)]
+pub struct ExtraSocket {
+    extra: Arc<Extra>,
+    shared: Weak<Shared>,
+}
+
+impl ExtraSocket {
+    /// The socket's local address, canonical.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.extra.local
+    }
+
+    /// Sends a datagram of the caller's making, to open a NAT mapping. Does not adopt `remote` and
+    /// never waits.
+    ///
+    /// # Errors
+    ///
+    /// What the system reports; [`io::ErrorKind::WouldBlock`] if its buffer is full,
+    /// [`io::ErrorKind::InvalidInput`] if no datagram can be sent there from this socket.
+    pub fn send_to(&self, datagram: &[u8], remote: SocketAddr) -> io::Result<()> {
+        let remote = canonical(remote);
+        let transmit = Transmit {
+            destination: remote,
+            ecn: None,
+            contents: datagram,
+            segment_size: None,
+            src_ip: None,
+        };
+        let port = self.extra.port.get().ok_or(io::ErrorKind::NotConnected)?;
+        let counters = self.shared.upgrade().map(|shared| shared.counters.clone());
+        let wire = in_socket_form(&transmit, remote, &port, &counters.unwrap_or_default())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        match port.try_send(&wire) {
+            Ok(()) => Ok(()),
+            Err(SendFailure::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(SendFailure::Datagram(error)) => Err(error),
+            Err(SendFailure::Renewed(error, renewed)) => {
+                if let Some(renewed) = renewed {
+                    self.extra.port.replace(&port, Arc::from(renewed));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends everything for `remote` by this socket from now on, without waiting for something to
+    /// arrive from there.
+    ///
+    /// # Errors
+    ///
+    /// [`MuxError::Closed`], [`MuxError::AdoptedElsewhere`]; [`MuxError::Io`] for a synthetic
+    /// address, which has its way already.
+    pub fn adopt(&self, remote: SocketAddr) -> Result<(), MuxError> {
+        let shared = self.shared.upgrade().ok_or(MuxError::Closed)?;
+        let remote = canonical(remote);
+        if is_synthetic(remote.ip()) {
+            Counters::bump(&shared.counters.send_bad_destination);
+            return Err(MuxError::Io(io::ErrorKind::InvalidInput.into()));
+        }
+        if self.extra.adopt(&shared, remote) {
+            Ok(())
+        } else {
+            Err(MuxError::AdoptedElsewhere(remote))
+        }
+    }
+
+    /// The addresses this socket has adopted, canonical, in no order.
+    pub fn adopted(&self) -> Vec<SocketAddr> {
+        let Some(shared) = self.shared.upgrade() else {
+            return Vec::new();
+        };
+        shared.current().adopted_by(&self.extra)
+    }
+}
+
+impl Drop for ExtraSocket {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.update(|routes| routes.remove_extra(&self.extra));
+        }
+        self.extra.port.close();
+    }
+}
