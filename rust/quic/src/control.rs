@@ -24,6 +24,9 @@ pub(crate) enum HelloError {
     /// Another message came where a hello or its answer belongs.
     #[error("the peer said something else where a hello belongs")]
     Unexpected,
+    /// The peer took too long.
+    #[error("no hello in time")]
+    Late,
 }
 
 impl From<ReadError> for HelloError {

@@ -6,5 +6,6 @@ mod session;
 mod tap;
 pub mod tls;
 
-pub(crate) use session::{HandshakeInfo, SessionConfig};
+pub(crate) use session::HandshakeInfo;
+pub use session::SessionConfig;
 pub use tap::{PacketTap, TapFactory};

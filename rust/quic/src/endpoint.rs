@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyreach_net::{BindError, BindOptions, IpMode, NodeSocket};
+use anyreach_net::{BindError, BindOptions, IpMode, MuxHandle, NodeSocket};
 use aws_lc_rs::{hmac, rand};
 use noq::{EndpointConfig as EngineConfig, TokioRuntime, VarInt};
 use noq_proto::HashedConnectionIdGenerator;
@@ -66,6 +66,7 @@ struct Inner {
     config: EndpointConfig,
     mode: IpMode,
     bound: SocketAddr,
+    socket: MuxHandle,
     socket_counters: Arc<anyreach_net::Counters>,
     registry: Mutex<Registry<Connection>>,
     /// Told whenever a connection is established or gone.
@@ -101,7 +102,7 @@ impl Endpoint {
         })?;
         let (mode, address) = (bound.mode(), bound.local_addr());
         let socket = NodeSocket::new(bound)?;
-        let socket_counters = socket.counters();
+        let (handle, socket_counters) = (socket.handle(), socket.counters());
 
         let session = tls::session_config(&identity, config.key_log, config.tap.clone())?;
         let mut server = noq::ServerConfig::with_crypto(Arc::new(session.clone()));
@@ -132,6 +133,7 @@ impl Endpoint {
             config,
             mode,
             bound: address,
+            socket: handle,
             socket_counters,
             next_key: AtomicU64::new(1),
             rejected: Rejected::default(),
@@ -153,6 +155,11 @@ impl Endpoint {
     /// Who this endpoint is.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.0.identity
+    }
+
+    /// The layer under the engine, to add tunnels and further sockets.
+    pub fn socket(&self) -> &MuxHandle {
+        &self.0.socket
     }
 
     /// The established connection to `peer`, if there is one.
@@ -220,6 +227,8 @@ impl Endpoint {
             // Fails only if the socket does not know its address.
             let _ = self.0.engine.rebind_abstract(Box::new(nowhere));
         }
+        // If a connection holds on to it for longer, so be it.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.0.socket.released()).await;
         self.0.events.close();
     }
 

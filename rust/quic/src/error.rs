@@ -141,7 +141,12 @@ impl DialError {
     fn from_their_alert(code: TransportErrorCode, reason: &[u8]) -> Self {
         let reason = String::from_utf8_lossy(reason);
         if code == TransportErrorCode::crypto(HANDSHAKE_FAILURE) {
-            Self::key_exchange()
+            // One alert for every disagreement; peers that use rustls say which in the phrase.
+            if reason.contains("CertificateType") {
+                Self::no_raw_keys()
+            } else {
+                Self::key_exchange()
+            }
         } else if code == TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL) {
             Self::new("protocol", "the peer does not speak anyreach/1")
         } else if code == TransportErrorCode::crypto(UNSUPPORTED_CERTIFICATE) {

@@ -19,7 +19,7 @@ mod registry;
 pub use anyreach_net::{BindError, IpMode};
 pub use config::EndpointConfig;
 pub use connection::{Connection, PathSnapshot};
-pub use crypto::{PacketTap, TapFactory, tls};
+pub use crypto::{PacketTap, SessionConfig, TapFactory, tls};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{CloseReason, DialError, code};
 pub use events::Event;

@@ -35,9 +35,9 @@ pub(crate) struct HandshakeInfo {
     pub(crate) group: Option<&'static str>,
 }
 
-/// Makes sessions in either role.
+/// Makes sessions in either role, for the engine's client and server configurations.
 #[derive(Clone)]
-pub(crate) struct SessionConfig {
+pub struct SessionConfig {
     pub(crate) client: Arc<rustls::ClientConfig>,
     pub(crate) server: Arc<rustls::ServerConfig>,
     /// The engine's own server configuration: seals Retry packets and derives Initial keys.

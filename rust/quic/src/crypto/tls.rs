@@ -50,8 +50,11 @@ pub fn crypto_provider() -> CryptoProvider {
 #[error("TLS could not be configured: {0}")]
 pub struct TlsError(String);
 
-/// Builds both roles of TLS for `identity`.
-pub(crate) fn session_config(
+/// Builds both roles of TLS for `identity`. The name to dial is the text of the PeerId expected.
+///
+/// # Errors
+/// [`TlsError`], which would be a fault of ours.
+pub fn session_config(
     identity: &Identity,
     key_log: bool,
     tap: Option<TapFactory>,

@@ -68,7 +68,7 @@ enum Refusal {
     Handshake(ConnectionError),
     Hello(HelloError),
     Duplicate,
-    Timeout,
+    Late,
 }
 
 impl Endpoint {
@@ -95,21 +95,19 @@ impl Endpoint {
     }
 
     async fn welcome(self, incoming: Incoming, permit: Permit) {
-        let timeout = self.0.config.handshake_timeout;
         let remote = incoming.remote_address();
-        let refusal = match tokio::time::timeout(timeout, self.greet(incoming)).await {
-            Ok(Ok(established)) => {
+        let refusal = match self.greet(incoming).await {
+            Ok(established) => {
                 self.0.incoming.push(established.connection.clone());
                 self.establish(established, Some(permit));
                 return;
             }
-            Ok(Err(refusal)) => refusal,
-            Err(_) => Refusal::Timeout,
+            Err(refusal) => refusal,
         };
         let rejected = &self.0.rejected;
         let (counter, detail) = match refusal {
             Refusal::Handshake(error) => (&rejected.handshake, error.to_string()),
-            Refusal::Timeout => (&rejected.handshake, "timed out".to_owned()),
+            Refusal::Late => (&rejected.handshake, "timed out".to_owned()),
             Refusal::Hello(error) => (&rejected.hello, error.to_string()),
             Refusal::Duplicate => (&rejected.duplicate, "another connection counts".to_owned()),
         };
@@ -117,11 +115,15 @@ impl Endpoint {
         tracing::debug!(%remote, detail, "incoming connection refused");
     }
 
-    /// Handshake, hello and answer on the accepting side. Dropping the future ends the connection.
+    /// Handshake, hello and answer on the accepting side, all within the handshake timeout.
     async fn greet(&self, incoming: Incoming) -> Result<Established, Refusal> {
         let started = Instant::now();
+        let deadline = started + self.0.config.handshake_timeout;
         let connecting = incoming.accept().map_err(Refusal::Handshake)?;
-        let engine = connecting.await.map_err(Refusal::Handshake)?;
+        let engine = tokio::time::timeout_at(deadline.into(), connecting)
+            .await
+            .map_err(|_| Refusal::Late)?
+            .map_err(Refusal::Handshake)?;
         let connection = self
             .authenticate(engine, false, started)
             .map_err(|_| Refusal::Handshake(ConnectionError::LocallyClosed))?;
@@ -129,14 +131,16 @@ impl Endpoint {
             connection.close_as("local", code::SELF_DIAL, b"");
             return Err(Refusal::Duplicate);
         }
-        let stream = connection
-            .engine()
-            .accept_bi()
+        let heard = async {
+            let mut control = ControlStream::new(connection.engine().accept_bi().await?);
+            let stamp = control.hear_hello().await?;
+            Ok((control, stamp))
+        };
+        let heard = tokio::time::timeout_at(deadline.into(), heard)
             .await
-            .map_err(|error| Refusal::Hello(HelloError::Connection(error)))?;
-        let mut control = ControlStream::new(stream);
-        let stamp = match control.hear_hello().await {
-            Ok(stamp) => stamp,
+            .unwrap_or(Err(HelloError::Late));
+        let (mut control, stamp) = match heard {
+            Ok(heard) => heard,
             Err(error) => {
                 connection.close(code::BAD_HELLO, error.to_string().as_bytes());
                 return Err(Refusal::Hello(error));
@@ -161,9 +165,11 @@ impl Endpoint {
             }
         };
         let unsettled = Unsettled::new(self, &connection);
-        control
-            .answer_hello(stamp, &self.0.config.agent)
+        // Waits only for a peer that grants no room on its own control stream.
+        let answer = control.answer_hello(stamp, &self.0.config.agent);
+        tokio::time::timeout_at(deadline.into(), answer)
             .await
+            .unwrap_or(Err(HelloError::Late))
             .map_err(Refusal::Hello)?;
         unsettled.settle();
         Ok(Established {
@@ -209,10 +215,10 @@ impl Endpoint {
                     // Nothing is said after the hellos by this version. What later versions say
                     // is skipped inside; what is not of the protocol ends the connection.
                     match message {
-                        Ok(_) | Err(HelloError::Malformed(_) | HelloError::Unexpected) => {
+                        Ok(_) | Err(HelloError::Malformed(_)) => {
                             connection.close(code::BAD_HELLO, b"bad control message");
                         }
-                        Err(HelloError::Connection(_) | HelloError::StreamEnded) => {}
+                        Err(_) => {}
                     }
                     control_open = false;
                 }
