@@ -82,6 +82,10 @@ class Program:
                     return line
         raise AssertionError(f"no {' or '.join(names)} event, but {self.seen}")
 
+    def kill(self) -> None:
+        """End the program without letting it say goodbye."""
+        self._process.kill()
+
     async def stop(self) -> int:
         """Let the program end by closing its input; its exit code."""
         if self._process.stdin is not None:

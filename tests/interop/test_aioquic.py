@@ -125,6 +125,7 @@ async def test_quinn_refuses_classical_aioquic(certificate: CertificateFiles, pe
         "quinn-peer", "server", **options, auth="x509", alpn=ALPN, hello="false"
     ) as server:
         terminated = await refusal((await server.event("listening"))["port"])
+        assert terminated is not None
         assert terminated.error_code == CRYPTO_HANDSHAKE_FAILURE
         await server.event("failed")
 

@@ -52,6 +52,9 @@ const WRITE_BYTES: usize = 10_007;
 /// Echo buffer of one stream.
 const ECHO_BYTES: usize = 64 * 1024;
 
+/// How long a closing program waits for its connections to drain: many round trips of loopback.
+const GOODBYE: Duration = Duration::from_millis(300);
+
 struct Peer {
     endpoint: Endpoint,
     peer_id: String,
@@ -116,9 +119,8 @@ pub(crate) async fn main(agent: &'static str) -> Result<(), Failure> {
         other => return Err(format!("unknown role {other}").into()),
     }
     peer.endpoint.close(VarInt::from_u32(0), b"bye");
-    // The close is repeated until the other side has stopped sending; three seconds is far beyond
-    // three probe timeouts of a loopback.
-    let _ = tokio::time::timeout(Duration::from_secs(3), peer.endpoint.wait_idle()).await;
+    // Time to send the close; a peer that refused us would keep the endpoint for seconds.
+    let _ = tokio::time::timeout(GOODBYE, peer.endpoint.wait_idle()).await;
     Ok(())
 }
 
