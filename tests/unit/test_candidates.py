@@ -117,6 +117,13 @@ class TestPair:
         assert controlling.priority == 2**32 * 7 + 2 * 10 + 1
         assert controlled.priority == 2**32 * 7 + 2 * 10
 
+    def test_both_ends_break_ties_alike(self) -> None:
+        ours = [host("192.0.2.1"), host("192.0.2.2")]
+        theirs = [host("203.0.113.1"), host("203.0.113.2")]
+        mine = pair(ours, theirs, controlling=True).kept
+        yours = pair(theirs, ours, controlling=False).kept
+        assert [(p.local, p.remote) for p in mine] == [(p.remote, p.local) for p in yours]
+
     def test_limits(self) -> None:
         local = [host(f"10.0.0.{n}") for n in range(1, 41)]
         remote = [host(f"10.0.1.{n}") for n in range(1, 4)]

@@ -207,6 +207,8 @@ BAD: list[tuple[str, object, str]] = [
     ("send_window", "lots", "bytes from"),
     ("send_window", 8.5 * 1024**2 + 0.5, "bytes from"),
     ("send_window", [1], "bytes from"),
+    ("send_window", float("nan"), "bytes from"),
+    ("send_window", float("inf"), "bytes from"),
     ("send_window", "9" * 400, "bytes from"),
     ("send_window", 10**400, "bytes from"),
     ("max_bidi_streams", -1, "a number from 0"),
