@@ -270,12 +270,14 @@ class Flow:
                 # The limit of pairs is about probes; one dial serves all pairs of an address.
                 # And a host that names no address of its own may still have a route.
                 usable.append(address)
-            elif reasons == {DropReason.CROSS_FAMILY} or not self._mode.allows(address.ip):
-                family = f"IPv{address.version}"
+                continue
+            family = f"IPv{address.version}"
+            if reasons == {DropReason.CROSS_FAMILY} or not self._mode.allows(address.ip):
                 self._turn_away(address, "family", f"this node has no {family} address")
             else:
                 scope = address.scope.value
-                self._turn_away(address, "unreachable", f"no own address reaches a {scope} one")
+                detail = f"no own {family} address reaches a {scope} one"
+                self._turn_away(address, "unreachable", detail)
         self.race.add(usable)
 
     def _turn_away(self, address: SocketAddress, reason: str, detail: str) -> None:
