@@ -8,10 +8,10 @@ use std::{
     io,
     net::{SocketAddr, UdpSocket},
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use noq_udp::Transmit;
-use tokio::sync::watch;
 
 use crate::{
     addr::{SocketFamily, canonical},
@@ -37,6 +37,13 @@ pub const MAX_TUNNELS: usize = 256;
 /// 1,024 descriptors per process.
 pub const MAX_EXTRA_SOCKETS: usize = 512;
 
+/// How long [`MuxHandle::close`] waits for the descriptor to go: sends and receives in progress
+/// take microseconds, so this is only ever reached by one that is stuck.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often it looks.
+const CLOSE_POLL: Duration = Duration::from_millis(1);
+
 /// Why a way could not be added.
 #[derive(Debug, thiserror::Error)]
 pub enum MuxError {
@@ -61,21 +68,32 @@ pub enum MuxError {
 #[derive(Debug, Clone)]
 pub struct MuxHandle {
     shared: Weak<Shared>,
-    alive: watch::Receiver<()>,
 }
 
 impl MuxHandle {
     pub(crate) fn new(shared: &Arc<Shared>) -> Self {
         Self {
             shared: Arc::downgrade(shared),
-            alive: shared.watch(),
         }
     }
 
-    /// Waits until the engine has let go of the socket, so that its port is free.
-    pub async fn released(&self) {
-        let mut alive = self.alive.clone();
-        while alive.changed().await.is_ok() {}
+    /// Closes the node's own socket, so that its port is free when this returns, whatever the
+    /// engine still holds. Further datagrams are dropped. Waits for sends in progress on other
+    /// threads, at most [`CLOSE_TIMEOUT`].
+    pub async fn close(&self) {
+        let Ok(shared) = self.shared() else { return };
+        let Some(port) = shared.close_primary() else {
+            return;
+        };
+        let io = Arc::downgrade(&port.io);
+        drop(port);
+        let closed = async {
+            while io.strong_count() > 0 {
+                tokio::time::sleep(CLOSE_POLL).await;
+            }
+        };
+        // Afterwards only a send that waits for a full socket holds it.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
     }
 
     fn shared(&self) -> Result<Arc<Shared>, MuxError> {
@@ -155,8 +173,7 @@ impl MuxHandle {
     }
 
     /// Replaces the primary socket, as after the system has invalidated it. Connections, tunnels,
-    /// extra sockets and counters stay; the engine should be told of the network change. The old
-    /// socket closes when every connection has sent once more. Must be called within a tokio
+    /// extra sockets and counters stay; the engine should be told of the network change. Must be called within a tokio
     /// runtime.
     ///
     /// # Errors
@@ -165,12 +182,26 @@ impl MuxHandle {
     pub fn rebind(&self, bound: BoundSocket) -> Result<(), MuxError> {
         let shared = self.shared()?;
         let local_addr = bound.local_addr();
-        let port = Arc::new(Port::new(bound.socket, bound.family)?);
-        shared.update(|routes| {
-            routes.primary = port;
-            routes.local_addr = local_addr;
-            true
-        });
+        let port = Port::new(bound.socket, bound.family)?;
+        match shared.rebind_primary(port, local_addr) {
+            true => Ok(()),
+            false => Err(MuxError::Closed),
+        }
+    }
+
+    /// Waits until a datagram could not be sent because its source address has left this host.
+    ///
+    /// This is the earliest sign of roaming: the engine pins a path to the local address it was
+    /// last seen on, and whatever it sends there fails until it is told of the network change. For
+    /// one waiter; failures while nobody waits end the next wait at once. Cancelling loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`MuxError::Closed`] if the socket is gone when the wait begins. The wait does not end when
+    /// it goes later: race it against the end of the endpoint.
+    pub async fn source_gone(&self) -> Result<(), MuxError> {
+        let signal = self.shared()?.source_gone.clone();
+        signal.notified().await;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::{
     counters::Counters,
@@ -27,9 +27,7 @@ use crate::{
 /// One state of the table.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes {
-    /// The node's own socket: everything that has no other way.
-    pub(crate) primary: Arc<Port>,
-    /// Its address, canonical.
+    /// Address of the node's own socket, canonical.
     pub(crate) local_addr: SocketAddr,
     /// In ascending order of their numbers.
     pub(crate) tunnels: Vec<Arc<TunnelEntry>>,
@@ -81,15 +79,6 @@ impl Routes {
             .map(|(remote, _)| *remote)
             .collect()
     }
-
-    /// Puts `renewed` where `old` is; `false` if somebody else has replaced it meanwhile.
-    pub(crate) fn replace_primary(&mut self, old: &Port, renewed: Port) -> bool {
-        let found = std::ptr::eq(Arc::as_ptr(&self.primary), old);
-        if found {
-            self.primary = Arc::new(renewed);
-        }
-        found
-    }
 }
 
 /// What the parts of one [`NodeSocket`](crate::NodeSocket) share.
@@ -97,14 +86,17 @@ impl Routes {
 pub(crate) struct Shared {
     generation: AtomicU64,
     routes: Mutex<Arc<Routes>>,
+    /// The node's own socket, for everything that has no other way. Not in the table, so that it
+    /// can be closed although idle connections hold on to old tables.
+    primary: Slot<Port>,
     /// `max_transmit_segments` of the primary port, where a sender can read it without its table.
     segments: AtomicUsize,
     pub(crate) numbers: Numbers,
     pub(crate) counters: Arc<Counters>,
     /// The engine's receive task.
     pub(crate) receiver: Arc<AtomicWaker>,
-    /// Closed when this is dropped, and the descriptors with it.
-    alive: watch::Sender<()>,
+    /// Told when a datagram could not be sent because its source address is gone.
+    pub(crate) source_gone: Arc<Notify>,
 }
 
 impl Shared {
@@ -112,8 +104,8 @@ impl Shared {
         Self {
             generation: AtomicU64::new(0),
             segments: AtomicUsize::new(primary.max_transmit_segments().get()),
+            primary: Slot::new(Arc::new(primary)),
             routes: Mutex::new(Arc::new(Routes {
-                primary: Arc::new(primary),
                 local_addr,
                 tunnels: Vec::new(),
                 extras: Vec::new(),
@@ -122,17 +114,47 @@ impl Shared {
             numbers: Numbers::default(),
             counters: Arc::default(),
             receiver: Arc::default(),
-            alive: watch::Sender::new(()),
+            source_gone: Arc::default(),
         }
-    }
-
-    /// Tells, by an error, when the socket is gone.
-    pub(crate) fn watch(&self) -> watch::Receiver<()> {
-        self.alive.subscribe()
     }
 
     pub(crate) fn max_transmit_segments(&self) -> usize {
         self.segments.load(Ordering::Relaxed)
+    }
+
+    /// The node's own socket; `None` once it was closed.
+    #[inline]
+    pub(crate) fn primary(&self) -> Option<Arc<Port>> {
+        self.primary.get()
+    }
+
+    /// Puts `renewed` where `old` is, unless somebody else has replaced or closed it meanwhile.
+    pub(crate) fn renew_primary(&self, old: &Port, renewed: Port) {
+        let segments = renewed.max_transmit_segments().get();
+        self.primary.replace(old, Arc::new(renewed));
+        self.segments.store(segments, Ordering::Relaxed);
+        self.receiver.wake();
+    }
+
+    /// Takes another socket as the node's own. False if it was closed.
+    pub(crate) fn rebind_primary(&self, port: Port, local_addr: SocketAddr) -> bool {
+        let Some(old) = self.primary() else {
+            return false;
+        };
+        self.renew_primary(&old, port);
+        self.update(|routes| {
+            routes.local_addr = local_addr;
+            true
+        });
+        true
+    }
+
+    /// Closes the node's own socket. What is still sent goes nowhere.
+    pub(crate) fn close_primary(&self) -> Option<Arc<Port>> {
+        let port = self.primary();
+        self.primary.close();
+        self.receiver.wake();
+        port
     }
 
     /// The newest table.
@@ -147,8 +169,6 @@ impl Shared {
         if !change(&mut next) {
             return;
         }
-        let segments = next.primary.max_transmit_segments().get();
-        self.segments.store(segments, Ordering::Relaxed);
         let old = std::mem::replace(&mut *current, Arc::new(next));
         // Release: a reader that sees the new generation finds the new table behind the lock.
         self.generation.fetch_add(1, Ordering::Release);

@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     num::NonZeroUsize,
     pin::Pin,
     sync::Arc,
@@ -68,7 +68,10 @@ impl noq::UdpSender for NodeSender {
             return Poll::Ready(Ok(()));
         }
         let (extra, adopted) = extra_port(routes, destination).unzip();
-        let port = adopted.as_deref().unwrap_or(&routes.primary);
+        let Some(port) = adopted.or_else(|| shared.primary()) else {
+            return Poll::Ready(Ok(()));
+        };
+        let port = &*port;
         let Some(wire) = in_socket_form(transmit, destination, port, &shared.counters) else {
             return Poll::Ready(Ok(()));
         };
@@ -181,8 +184,9 @@ fn send_failed(
         SendFailure::Renewed(error, renewed) => (error, renewed),
     };
     tracing::trace!(%error, destination = %canonical(wire.destination), "datagram not sent");
-    if error.kind() == io::ErrorKind::InvalidInput && wire.src_ip.is_some() {
+    if wire.src_ip.is_some_and(|ip| is_source_gone(ip, &error)) {
         Counters::bump(&shared.counters.send_source_gone);
+        shared.source_gone.notify_one();
     } else {
         shared.counters.send_error(&error);
     }
@@ -190,8 +194,28 @@ fn send_failed(
         Counters::bump(&shared.counters.offload_renewed);
         match extra {
             Some(extra) => extra.port.replace(port, Arc::from(renewed)),
-            None => shared.update(|routes| routes.replace_primary(port, *renewed)),
+            None => shared.renew_primary(port, *renewed),
         }
+    }
+}
+
+/// Whether a send failed because this host has the source address no longer.
+///
+/// The system does not say so: Linux reports an invalid argument for IPv6 and an unreachable
+/// network for IPv4. Whether the address can be bound tells it from the other reasons.
+fn is_source_gone(source: IpAddr, error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    let source = source.to_canonical();
+    // Binding one needs its scope, which a source address does not have here.
+    let link_local = matches!(source, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    match error.kind() {
+        Kind::AddrNotAvailable => true,
+        Kind::InvalidInput if link_local => true,
+        Kind::InvalidInput | Kind::NetworkUnreachable | Kind::HostUnreachable if !link_local => {
+            let probe = UdpSocket::bind((source, 0));
+            probe.is_err_and(|error| error.kind() == Kind::AddrNotAvailable)
+        }
+        _ => false,
     }
 }
 

@@ -147,10 +147,12 @@ impl AsyncUdpSocket for NodeSocket {
                 return Poll::Ready(Ok(count));
             }
         }
-        let primary = &self.reader.cached().primary;
-        let polled = self
-            .receiving
-            .poll(&self.shared.counters, primary, cx, bufs, meta);
+        let polled = match self.shared.primary() {
+            Some(primary) => self
+                .receiving
+                .poll(&self.shared.counters, &primary, cx, bufs, meta),
+            None => Poll::Pending,
+        };
         if polled.is_ready() {
             self.sides_first = has_sides;
             return polled;
@@ -177,11 +179,13 @@ impl AsyncUdpSocket for NodeSocket {
     }
 
     fn max_receive_segments(&self) -> NonZeroUsize {
-        self.reader.cached().primary.max_receive_segments()
+        self.shared
+            .primary()
+            .map_or(NonZeroUsize::MIN, |port| port.max_receive_segments())
     }
 
     fn may_fragment(&self) -> bool {
-        self.reader.cached().primary.may_fragment()
+        self.shared.primary().is_none_or(|port| port.may_fragment())
     }
 }
 
@@ -259,4 +263,47 @@ fn is_descriptor_gone(error: &io::Error) -> bool {
 #[cfg(windows)]
 fn is_descriptor_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(10038)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("runtime")
+    }
+
+    #[test]
+    fn errors_that_do_not_end_make_it_pause_not_spin() {
+        runtime().block_on(async {
+            let (mut receiving, counters) = (Receiving::default(), Counters::default());
+            for _ in 0..ERRORS_IN_A_ROW {
+                assert!(receiving.pause.is_none());
+                let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+                receiving
+                    .failed(&counters, refused)
+                    .expect("of one datagram");
+            }
+            assert_eq!(counters.snapshot().recv_errors, u64::from(ERRORS_IN_A_ROW));
+            let before = tokio::time::Instant::now();
+            poll_fn(|cx| receiving.poll_pause(cx)).await;
+            assert!(before.elapsed() >= ERROR_PAUSE);
+            assert!(receiving.pause.is_none());
+        });
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_closed_descriptor_is_the_engines_business() {
+        runtime().block_on(async {
+            let (mut receiving, counters) = (Receiving::default(), Counters::default());
+            let closed = io::Error::from_raw_os_error(libc::EBADF);
+            assert!(receiving.failed(&counters, closed).is_err());
+        });
+    }
 }

@@ -2,7 +2,6 @@
 
 mod admission;
 mod dial;
-mod null_socket;
 mod supervise;
 
 use std::{
@@ -21,7 +20,7 @@ use noq::{EndpointConfig as EngineConfig, TokioRuntime, VarInt};
 use noq_proto::HashedConnectionIdGenerator;
 use tokio::sync::Notify;
 
-use self::{admission::Admission, null_socket::NullSocket};
+use self::admission::Admission;
 use crate::{
     Connection, EndpointConfig, Event, Identity, PeerId, code,
     connection::Handshake,
@@ -219,16 +218,7 @@ impl Endpoint {
         let drained = self.0.engine.wait_all_draining();
         // What has not gone out by now will not: the peer's idle timeout does the rest.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
-        let nowhere = NullSocket {
-            local_addr: self.0.bound,
-        };
-        // Twice, because the engine keeps the socket before as long as the new one is silent.
-        for _ in 0..2 {
-            // Fails only if the socket does not know its address.
-            let _ = self.0.engine.rebind_abstract(Box::new(nowhere));
-        }
-        // If a connection holds on to it for longer, so be it.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.0.socket.released()).await;
+        self.0.socket.close().await;
         self.0.events.close();
     }
 
