@@ -1,0 +1,142 @@
+"""Running one command: event loop, signals, errors turned into messages and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from anyreach.errors import AnyreachError, ConfigError, ConnectError
+
+from .output import Output
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Awaitable, Callable, Iterator
+    from types import FrameType
+
+__all__ = ["FAILED", "OK", "USAGE", "Context", "UsageError", "run"]
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+
+#: Added to the number of a signal that ended a command, as shells do.
+_SIGNALLED: Final = 128
+
+#: What a shell reports for a program ended by SIGPIPE.
+_BROKEN_PIPE: Final = _SIGNALLED + 13
+
+
+class UsageError(Exception):
+    """The command line asks for something that makes no sense; exit code 2."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What a command gets.
+
+    Attributes:
+        args: the parsed command line.
+        output: where to tell what happens.
+        signalled: number of the signal that asked the command to end, 0 if none did.
+    """
+
+    args: argparse.Namespace
+    output: Output
+    signalled: int = 0
+
+
+def run(
+    command: Callable[[Context], Awaitable[int]], args: argparse.Namespace, *, service: bool
+) -> int:
+    """Runs ``command`` to its end and returns the exit code.
+
+    SIGINT and SIGTERM cancel it, so that everything is closed properly; a second signal ends the
+    process at once.
+
+    Args:
+        service: the command runs until it is told to stop: a signal is success.
+    """
+    context = Context(args, Output(json_lines=args.json))
+    try:
+        code = asyncio.run(_supervise(command, context))
+    except asyncio.CancelledError:
+        if context.output.broken:
+            return _BROKEN_PIPE
+        code = OK if service else _SIGNALLED + context.signalled
+    except UsageError as error:
+        context.output.error(str(error))
+        code = USAGE
+    except ConfigError as error:
+        context.output.error(str(error), field=error.field)
+        code = USAGE
+    except (AnyreachError, OSError) as error:
+        context.output.error(_sentence(error), kind=type(error).__name__)
+        code = FAILED
+    return _BROKEN_PIPE if context.output.broken else code
+
+
+async def _supervise(command: Callable[[Context], Awaitable[int]], context: Context) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    context.output.on_broken = task.cancel
+
+    def stop(number: int) -> None:
+        if context.signalled:
+            os._exit(_SIGNALLED + number)
+        context.signalled = number
+        task.cancel()
+
+    with _signals(stop):
+        return await command(context)
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[int], None]) -> Iterator[None]:
+    """Calls ``stop`` in the event loop when the process is asked to end."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def from_handler(number: int, _: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stop, number)
+
+    previous = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, stop, number)
+    except NotImplementedError:  # Windows
+        for number in numbers:
+            signal.signal(number, from_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, previous[number])
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ConnectError):
+        return str(error)
+    if isinstance(error, OSError) and not isinstance(error, AnyreachError):
+        reason = error.strerror or str(error) or type(error).__name__
+        return f"{error.filename}: {reason}" if error.filename is not None else reason
+    return str(error) or type(error).__name__
+
+
+def flush_standard_streams() -> None:
+    """Flushes what was printed; a reader that went away is not an error of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
