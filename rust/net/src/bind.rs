@@ -310,27 +310,22 @@ fn bind_on(host: &impl Host, options: &BindOptions) -> Result<BoundSocket, BindE
     // IPv6 that is switched off by sysctl still lets `[::]` be bound, and then serves IPv4 alone
     // under an address that says otherwise. Every host with IPv6 has at least ::1.
     let ipv6_off = matches!(families, Some((_, false)));
+    if ipv6_off && plan.family == SocketFamily::V6Only {
+        return Err(BindError::Ipv6Unavailable { addr: options.addr });
+    }
+    let plan_b = any_v4(plan.addr.port());
     let (family, opened) = if plan.may_degrade && ipv6_off {
-        (
-            SocketFamily::V4,
-            host.open(SocketFamily::V4, any_v4(plan.addr.port())),
-        )
+        (SocketFamily::V4, host.open(SocketFamily::V4, plan_b))
     } else {
         match host.open(plan.family, plan.addr) {
             Err(error) if plan.may_degrade && is_ipv6_missing(&error) => {
                 tracing::info!(%error, "no IPv6 on this host, binding IPv4 only");
-                (
-                    SocketFamily::V4,
-                    host.open(SocketFamily::V4, any_v4(plan.addr.port())),
-                )
+                (SocketFamily::V4, host.open(SocketFamily::V4, plan_b))
             }
             opened => (plan.family, opened),
         }
     };
     let socket = opened.map_err(|source| typed(options.addr, family, source))?;
-    if ipv6_off && family == SocketFamily::V6Only {
-        return Err(BindError::Ipv6Unavailable { addr: options.addr });
-    }
     let buffers = raise_buffers(&socket, options.buffer_bytes);
     let socket = UdpSocket::from(socket);
     let local_addr = socket

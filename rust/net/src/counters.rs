@@ -74,7 +74,8 @@ counters! {
     send_not_permitted,
     /// Not sent: the destination's family cannot be addressed by this socket.
     send_wrong_family,
-    /// Not sent: the source address is gone from this host, as after roaming.
+    /// Not sent: the source address is gone from this host, as after roaming. See
+    /// [`MuxHandle::source_gone`](crate::MuxHandle::source_gone).
     send_source_gone,
     /// Not sent: a destination no QUIC peer can have (port 0, unspecified, multicast, broadcast).
     send_bad_destination,

@@ -264,14 +264,14 @@ impl ExtraSocket {
         self.extra.local
     }
 
-    /// Sends a datagram of the caller's making, to open a NAT mapping. Does not adopt `remote` and
-    /// never waits.
+    /// Sends a datagram of the caller's making, to open a NAT mapping; waits only while the
+    /// system's buffer is full. Does not adopt `remote`. Cancelling sends nothing.
     ///
     /// # Errors
     ///
-    /// What the system reports; [`io::ErrorKind::WouldBlock`] if its buffer is full,
-    /// [`io::ErrorKind::InvalidInput`] if no datagram can be sent there from this socket.
-    pub fn send_to(&self, datagram: &[u8], remote: SocketAddr) -> io::Result<()> {
+    /// What the system reports for this datagram; [`io::ErrorKind::InvalidInput`] if none can be
+    /// sent there from this socket.
+    pub async fn send_to(&self, datagram: &[u8], remote: SocketAddr) -> io::Result<()> {
         let remote = canonical(remote);
         let transmit = Transmit {
             destination: remote,
@@ -284,15 +284,17 @@ impl ExtraSocket {
         let counters = self.shared.upgrade().map(|shared| shared.counters.clone());
         let wire = in_socket_form(&transmit, remote, &port, &counters.unwrap_or_default())
             .ok_or(io::ErrorKind::InvalidInput)?;
-        match port.try_send(&wire) {
-            Ok(()) => Ok(()),
-            Err(SendFailure::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(SendFailure::Datagram(error)) => Err(error),
-            Err(SendFailure::Renewed(error, renewed)) => {
-                if let Some(renewed) = renewed {
-                    self.extra.port.replace(&port, Arc::from(renewed));
+        loop {
+            match port.try_send(&wire) {
+                Ok(()) => return Ok(()),
+                Err(SendFailure::WouldBlock) => port.io.writable().await?,
+                Err(SendFailure::Datagram(error)) => return Err(error),
+                Err(SendFailure::Renewed(error, renewed)) => {
+                    if let Some(renewed) = renewed {
+                        self.extra.port.replace(&port, Arc::from(renewed));
+                    }
+                    return Err(error);
                 }
-                Err(error)
             }
         }
     }
