@@ -34,8 +34,16 @@ use crate::{
 /// minutes of neglect for one connection, and one burst of all of them.
 const EVENT_QUEUE: usize = 4096;
 
-/// How long `closed()` waits for the last packets of connections to go out.
+/// How long `closed()` waits for peers to answer the close, at most.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Round trips of the slowest connection `closed()` waits for: the close, its answer, and once
+/// more for a packet of the peer that was under way and gets the close repeated.
+const CLOSE_ROUND_TRIPS: u32 = 4;
+
+/// What `closed()` waits beyond that: for the first packet to go out, and for the 25 ms by which
+/// a peer may delay its answers (RFC 9000, section 18.2).
+const CLOSE_GRACE: Duration = Duration::from_millis(50);
 
 /// Why an endpoint could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +82,8 @@ struct Inner {
     incoming: Queue<Connection>,
     events: Queue<Event>,
     next_key: AtomicU64,
+    /// Milliseconds `closed()` may take, set by `close()`.
+    close_patience: AtomicU64,
     rejected: Rejected,
 }
 
@@ -135,6 +145,7 @@ impl Endpoint {
             socket: handle,
             socket_counters,
             next_key: AtomicU64::new(1),
+            close_patience: AtomicU64::new(0),
             rejected: Rejected::default(),
         }));
         tokio::spawn(endpoint.clone().accept_all());
@@ -163,7 +174,14 @@ impl Endpoint {
 
     /// The established connection to `peer`, if there is one.
     pub fn connection(&self, peer: &PeerId) -> Option<Connection> {
-        self.registry().established(peer).cloned()
+        let mut registry = self.registry();
+        let connection = registry.established(peer)?.clone();
+        if connection.close_reason().is_none() {
+            return Some(connection);
+        }
+        // It ended and its supervisor has not noticed yet: whoever asks now wants another one.
+        registry.removed(*peer, connection.id());
+        None
     }
 
     /// All established connections.
@@ -208,16 +226,29 @@ impl Endpoint {
 
     /// Closes all connections and takes no more. Peers are told `code` and `reason`.
     pub fn close(&self, code: u32, reason: &[u8]) {
+        let slowest = self
+            .connections()
+            .iter()
+            .flat_map(Connection::paths)
+            .map(|path| path.rtt)
+            .max()
+            .unwrap_or_default();
+        let patience = (slowest * CLOSE_ROUND_TRIPS + CLOSE_GRACE).min(CLOSE_TIMEOUT);
+        self.0
+            .close_patience
+            .fetch_max(patience.as_millis() as u64, Ordering::Relaxed);
         self.0.engine.close(VarInt::from_u32(code), reason);
         self.0.incoming.close();
     }
 
-    /// Waits, after [`close`](Self::close), until the last packets are out, at most two seconds;
-    /// then frees the port.
+    /// Waits, after [`close`](Self::close), until the peers know, for a few round trips and at
+    /// most two seconds; then frees the port.
     pub async fn closed(&self) {
         let drained = self.0.engine.wait_all_draining();
-        // What has not gone out by now will not: the peer's idle timeout does the rest.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, drained).await;
+        let patience = Duration::from_millis(self.0.close_patience.load(Ordering::Relaxed));
+        // Who has not answered by now will not: the peer's idle timeout does the rest. Without
+        // the limit, a dial given up half-way would count as well, for three seconds.
+        let _ = tokio::time::timeout(patience, drained).await;
         self.0.socket.close().await;
         self.0.events.close();
     }

@@ -66,6 +66,8 @@ impl Endpoint {
             return Err(DialError::self_dial());
         }
 
+        // A connection that ended must not make this one superfluous: asking takes it out.
+        let _ = self.connection(&peer);
         let dialed = self
             .registry()
             .dialed(peer, connection.id(), connection.clone());
@@ -119,17 +121,14 @@ impl Endpoint {
     async fn other_connection(&self, peer: PeerId) -> Result<Connection, DialError> {
         loop {
             let changed = self.0.registry_changed.notified();
-            {
-                let registry = self.registry();
-                if let Some(connection) = registry.established(&peer) {
-                    return Ok(connection.clone());
-                }
-                if !registry.contains(&peer) {
-                    return Err(DialError::new(
-                        "closed",
-                        "the peer preferred another connection, which then was lost",
-                    ));
-                }
+            if let Some(connection) = self.connection(&peer) {
+                return Ok(connection);
+            }
+            if !self.registry().contains(&peer) {
+                return Err(DialError::new(
+                    "closed",
+                    "the peer preferred another connection, which then was lost",
+                ));
             }
             changed.await;
         }
