@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyreach_net::{BindError, BindOptions, IpMode, NodeSocket, bind, interface_addresses};
-use common::{Node, transfer};
+use common::{Node, transfer, until};
 use noq::{AsyncUdpSocket, UdpSender};
 use noq_udp::{EcnCodepoint, RecvMeta, Transmit};
 
@@ -47,12 +47,16 @@ where
     thread::scope(|scope| scope.spawn(run).join().expect("test passes"));
 }
 
-/// Runs a command in the namespace of this thread.
-fn system(command: &str) {
+/// Runs a command in the namespace of this thread; whether it succeeded.
+fn run_here(command: &str) -> bool {
     let mut words = command.split_whitespace();
     let program = words.next().expect("a program");
     let status = Command::new(program).args(words).status();
-    assert!(status.expect("iproute2 is there").success(), "{command}");
+    status.expect("iproute2 is there").success()
+}
+
+fn system(command: &str) {
+    assert!(run_here(command), "{command}");
 }
 
 fn options(addr: &str) -> BindOptions {
@@ -169,10 +173,11 @@ fn an_address_that_leaves_is_reported_and_another_takes_over() {
     let addresses = [
         "ip addr add 2001:db8::1/128 dev lo",
         "ip addr add 2001:db8::2/128 dev lo",
-        "ip -6 route del local 2001:db8::2 dev lo table local",
-        "ip -6 route add local 2001:db8::2 dev lo table local src 2001:db8::1",
     ];
     in_namespace(&addresses, || async {
+        // The kernel installs the local route of an address a moment after the address.
+        until(|| run_here("ip -6 route del local 2001:db8::2 dev lo table local")).await;
+        system("ip -6 route add local 2001:db8::2 dev lo table local src 2001:db8::1");
         let (a, b) = (Node::bind("[::]:0"), Node::bind("[::]:0"));
         let to = format!("[2001:db8::2]:{}", b.addr.port());
         let (out, inn) = a.connect(&b, to.parse().expect("literal")).await;
