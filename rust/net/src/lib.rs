@@ -34,6 +34,7 @@ mod sender;
 mod socket;
 pub mod synthetic;
 mod tunnel;
+pub mod watch;
 
 pub use addr::{canonical, canonical_ip, engine_form};
 pub use bind::{
@@ -46,3 +47,4 @@ pub use mux::{
 };
 pub use socket::NodeSocket;
 pub use synthetic::{SyntheticAddr, is_synthetic};
+pub use watch::{NetworkState, NetworkWatch};

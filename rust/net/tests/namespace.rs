@@ -8,14 +8,16 @@ mod common;
 use std::{
     future::{Future, poll_fn},
     io::IoSliceMut,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     process::Command,
     task::Poll,
     thread,
 };
 
-use anyreach_net::{BindError, BindOptions, IpMode, NodeSocket, bind, interface_addresses};
+use anyreach_net::{
+    BindError, BindOptions, IpMode, NetworkWatch, NodeSocket, bind, interface_addresses,
+};
 use common::{Node, transfer, until};
 use noq::{AsyncUdpSocket, UdpSender};
 use noq_udp::{EcnCodepoint, RecvMeta, Transmit};
@@ -186,10 +188,7 @@ fn an_address_that_leaves_is_reported_and_another_takes_over() {
         let source = path.local_ip().expect("open").expect("known");
 
         // The client's address goes; what it sends fails until the engine is told.
-        assert_eq!(
-            source,
-            "2001:db8::1".parse::<std::net::IpAddr>().expect("literal")
-        );
+        assert_eq!(source, "2001:db8::1".parse::<IpAddr>().expect("literal"));
         system("ip addr del 2001:db8::1/128 dev lo");
         let notify = async {
             a.handle.source_gone().await.expect("open");
@@ -256,5 +255,53 @@ fn senders_wait_for_a_full_socket_and_all_are_woken() {
             waits += done.expect("sent");
         }
         assert!(waits > 1, "the socket never filled");
+    });
+}
+
+#[test]
+fn changes_of_addresses_and_routes_are_noticed() {
+    let pair = [
+        "ip link add v0 type veth peer name v1",
+        "ip link set v0 up",
+        "ip link set v1 up",
+    ];
+    in_namespace(&pair, || async {
+        let mut watch = NetworkWatch::new().expect("watches");
+        assert_eq!(
+            (watch.state().source_v4, watch.state().source_v6),
+            (None, None)
+        );
+
+        system("ip addr add 192.0.2.1/24 dev v0");
+        let added = "192.0.2.1".parse::<IpAddr>().expect("literal");
+        while !watch
+            .state()
+            .addresses
+            .iter()
+            .any(|entry| entry.addr == added)
+        {
+            watch.changed().await;
+        }
+
+        // The addresses stay as they are: only the way out changes.
+        system("ip addr add 198.51.100.1/24 dev v0");
+        system("ip route add default via 192.0.2.254");
+        while watch.state().source_v4 != Some([192, 0, 2, 1].into()) {
+            watch.changed().await;
+        }
+        system("ip route replace default via 198.51.100.254");
+        while watch.state().source_v4 != Some([198, 51, 100, 1].into()) {
+            watch.changed().await;
+        }
+
+        system("ip addr del 192.0.2.1/24 dev v0");
+        while watch
+            .state()
+            .addresses
+            .iter()
+            .any(|entry| entry.addr == added)
+        {
+            watch.changed().await;
+        }
     });
 }
