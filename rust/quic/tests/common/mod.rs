@@ -3,7 +3,8 @@
     missing_docs,
     unreachable_pub,
     clippy::unwrap_used,
-    reason = "test helpers"
+    dead_code,
+    reason = "test helpers, of which each test uses some"
 )]
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

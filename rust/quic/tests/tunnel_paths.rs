@@ -1,0 +1,340 @@
+//! One peer reached through a tunnel and directly: two paths of one connection.
+//!
+//! What comes out of a tunnel enters the engine under a synthetic address, so that the engine takes
+//! it for another path, with a congestion window, round-trip time and MTU of its own. Shown here:
+//! either way can come first, data uses both ends of it, and closing one under load, alive or dead,
+//! loses nothing. Also what an engine does with synthetic addresses unless it is stopped: tell
+//! them to the peer as its external address.
+//!
+//! Not shown: what a real relay adds (its own congestion control, delay and loss), and who decides
+//! when to close. The tunnel here is a function call.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyreach_net::{Injector, Tunnel, TunnelSend, TunnelSendError, is_synthetic};
+use anyreach_quic::{Connection, Endpoint, Event, PacketTap, TapFactory};
+use anyreach_wire::{
+    frames::{Frame, ObservedAddress},
+    walk::frame_at,
+};
+use bytes::{Bytes, BytesMut};
+use common::{LONG, endpoint_with, within};
+use noq::{PathId, PathStatus};
+
+/// Larger than all windows together, so that closing a path meets data in flight.
+const AMOUNT: usize = 32 << 20;
+
+/// What the relay carries in one datagram: less than the loopback does, more than an Initial.
+const CARRIES: usize = 1_300;
+
+/// The address of a tunnelled peer as its relay reports it.
+const REPORTED: ([u8; 4], u16) = ([203, 0, 113, 7], 4433);
+
+/// The way into the other node's tunnel.
+#[derive(Clone, Default)]
+struct Wire(Arc<WireState>);
+
+#[derive(Default)]
+struct WireState {
+    far_end: OnceLock<Injector>,
+    bytes: AtomicU64,
+    cut: AtomicBool,
+}
+
+impl TunnelSend for Wire {
+    fn try_send(&self, index: u32, datagram: &[u8]) -> Result<(), TunnelSendError> {
+        if datagram.len() > CARRIES {
+            return Err(TunnelSendError::TooLarge);
+        }
+        // A dead relay takes everything and delivers nothing.
+        if !self.0.cut.load(Ordering::Relaxed) {
+            self.0
+                .bytes
+                .fetch_add(datagram.len() as u64, Ordering::Relaxed);
+            let far_end = self.0.far_end.get().expect("tied together");
+            let _ = far_end.inject(index, Bytes::copy_from_slice(datagram));
+        }
+        Ok(())
+    }
+}
+
+impl Wire {
+    fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Two nodes on loopback with a tunnel between them.
+struct Lab {
+    alice: Endpoint,
+    bob: Endpoint,
+    /// From Alice to Bob and back.
+    wires: [Wire; 2],
+    tunnels: [Tunnel; 2],
+}
+
+impl Lab {
+    fn new(tap: Option<&TapFactory>) -> Self {
+        let node = || endpoint_with(|config| config.tap = tap.cloned());
+        let (alice, bob) = (node(), node());
+        let wires = [Wire::default(), Wire::default()];
+        let tunnels = [
+            alice
+                .socket()
+                .add_tunnel(Box::new(wires[0].clone()))
+                .unwrap(),
+            bob.socket().add_tunnel(Box::new(wires[1].clone())).unwrap(),
+        ];
+        assert!(wires[0].0.far_end.set(tunnels[1].injector()).is_ok());
+        assert!(wires[1].0.far_end.set(tunnels[0].injector()).is_ok());
+        Self {
+            alice,
+            bob,
+            wires,
+            tunnels,
+        }
+    }
+
+    /// Bob's address in Alice's tunnel.
+    fn tunnelled(&self) -> SocketAddr {
+        self.tunnels[0].address(0).into()
+    }
+
+    fn direct(&self) -> SocketAddr {
+        self.bob.local_addr()
+    }
+
+    async fn connect(&self, address: SocketAddr) -> (Connection, Connection) {
+        let dial = self
+            .alice
+            .dial(address, Some(self.bob.identity().peer_id()), LONG);
+        let (dialed, accepted) = within(async { tokio::join!(dial, self.bob.accept()) }).await;
+        (dialed.unwrap(), accepted.unwrap())
+    }
+
+    fn tunnelled_bytes(&self) -> u64 {
+        self.wires.iter().map(Wire::bytes).sum()
+    }
+
+    fn cut_tunnel(&self) {
+        for wire in &self.wires {
+            wire.0.cut.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn open_path(connection: &Connection, address: SocketAddr) -> PathId {
+    let opening = connection
+        .engine()
+        .open_path(address, PathStatus::Available);
+    within(opening).await.unwrap().id()
+}
+
+fn close_path(connection: &Connection, id: PathId) {
+    connection.engine().path(id).unwrap().close().unwrap();
+}
+
+/// The connection's remotes at this end, in the order of their paths.
+fn remotes(connection: &Connection) -> Vec<SocketAddr> {
+    let mut paths = connection.paths();
+    paths.sort_by_key(|path| path.id);
+    paths.into_iter().map(|path| path.remote).collect()
+}
+
+/// Sends [`AMOUNT`] bytes of a pattern and has the other end check it; `midway` runs when a quarter
+/// has arrived, with the rest under way.
+async fn transfer(from: &Connection, to: &Connection, midway: impl FnOnce()) {
+    let byte = |at: usize| (at % 251) as u8;
+    let sending = async {
+        let (mut send, _) = from.open_stream(false).await.unwrap();
+        let pattern: Vec<u8> = (0..AMOUNT).map(byte).collect();
+        send.write_all(&pattern).await.unwrap();
+        send.finish().unwrap();
+        send.stopped().await.unwrap();
+    };
+    let receiving = async {
+        let (_, mut recv) = to.accept_stream(false).await.unwrap();
+        let (mut at, mut midway) = (0, Some(midway));
+        while let Some(chunk) = recv.read_chunk(usize::MAX).await.unwrap() {
+            assert!(
+                chunk
+                    .iter()
+                    .enumerate()
+                    .all(|(offset, b)| *b == byte(at + offset))
+            );
+            at += chunk.len();
+            if at > AMOUNT / 4
+                && let Some(act) = midway.take()
+            {
+                act();
+            }
+        }
+        at
+    };
+    let (_, received) = within(async { tokio::join!(sending, receiving) }).await;
+    assert_eq!(received, AMOUNT);
+}
+
+#[tokio::test]
+async fn a_direct_path_joins_a_tunnelled_connection_and_takes_over() {
+    let lab = Lab::new(None);
+    let (alice, bob) = lab.connect(lab.tunnelled()).await;
+    assert_eq!(remotes(&alice), [lab.tunnelled()]);
+    let direct = open_path(&alice, lab.direct()).await;
+    assert_ne!(direct, PathId::ZERO);
+    assert_eq!(remotes(&alice), [lab.tunnelled(), lab.direct()]);
+
+    let before = lab.tunnelled_bytes();
+    let mut when_closed = 0;
+    transfer(&alice, &bob, || {
+        when_closed = lab.tunnelled_bytes();
+        close_path(&alice, PathId::ZERO);
+    })
+    .await;
+    assert!(
+        when_closed - before > 1 << 20,
+        "data went through the tunnel until it was closed"
+    );
+    // What was under way there came again directly, and so did the rest.
+    assert!(lab.tunnelled_bytes() - when_closed < (AMOUNT / 4) as u64);
+    assert_eq!(remotes(&alice), [lab.direct()]);
+    transfer(&bob, &alice, || ()).await;
+    assert!(lab.tunnelled_bytes() - when_closed < (AMOUNT / 4) as u64);
+    assert!(alice.close_reason().is_none() && bob.close_reason().is_none());
+}
+
+#[tokio::test]
+async fn a_tunnel_stands_in_for_a_closed_direct_path() {
+    let lab = Lab::new(None);
+    let (alice, bob) = lab.connect(lab.direct()).await;
+    open_path(&alice, lab.tunnelled()).await;
+    assert_eq!(remotes(&alice), [lab.direct(), lab.tunnelled()]);
+    let before = lab.tunnelled_bytes();
+    transfer(&bob, &alice, || close_path(&alice, PathId::ZERO)).await;
+    assert!(lab.tunnelled_bytes() - before > (AMOUNT / 4) as u64);
+    assert_eq!(remotes(&alice), [lab.tunnelled()]);
+    assert!(alice.close_reason().is_none() && bob.close_reason().is_none());
+}
+
+/// The tunnel dies with data in it, in both directions at once; closing its path brings all of it
+/// back on the direct one.
+#[tokio::test]
+async fn what_a_dead_tunnel_swallowed_comes_again() {
+    let lab = Lab::new(None);
+    let (alice, bob) = lab.connect(lab.tunnelled()).await;
+    open_path(&alice, lab.direct()).await;
+    let reverse = transfer(&bob, &alice, || ());
+    let forward = transfer(&alice, &bob, || {
+        lab.cut_tunnel();
+        close_path(&alice, PathId::ZERO);
+    });
+    tokio::join!(forward, reverse);
+    assert_eq!(remotes(&alice), [lab.direct()]);
+    assert!(alice.close_reason().is_none() && bob.close_reason().is_none());
+}
+
+/// Puts the address the relay reported in the place of a synthetic one, and keeps what left.
+#[derive(Default)]
+struct Observations {
+    corrected: bool,
+    sent: Mutex<Vec<SocketAddr>>,
+}
+
+impl PacketTap for Observations {
+    fn sealing(&self, _path: PathId, _packet: u64, payload: &mut [u8]) {
+        let mut at = 0;
+        while let Some(raw) = frame_at(payload, at).unwrap() {
+            at = raw.range.end;
+            let space = &mut payload[raw.range];
+            let Ok(Frame::ObservedAddress(observed)) = Frame::decode(&mut &*space) else {
+                continue;
+            };
+            let mut told = observed.address;
+            if self.corrected && is_synthetic(told.ip()) {
+                // Never longer than a synthetic address. What is left of it becomes PADDING.
+                told = SocketAddr::from(REPORTED).into();
+                space.fill(0);
+                Frame::ObservedAddress(ObservedAddress {
+                    address: told,
+                    ..observed
+                })
+                .encode(&mut &mut *space);
+            }
+            self.sent.lock().unwrap().push(told.into());
+        }
+    }
+
+    fn opened(&self, _path: PathId, _packet: u64, _payload: &mut BytesMut) {}
+}
+
+/// The first address `endpoint` is told it has.
+async fn first_observed(endpoint: &Endpoint) -> SocketAddr {
+    within(async {
+        loop {
+            for event in endpoint.events().await.unwrap() {
+                if let Event::Observed { address, .. } = event {
+                    return address;
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn synthetic_addresses_leave_the_node_unless_corrected() {
+    for corrected in [false, true] {
+        let observations = Arc::new(Observations {
+            corrected,
+            ..Observations::default()
+        });
+        let tap: Arc<dyn PacketTap> = observations.clone();
+        let lab = Lab::new(Some(&(Arc::new(move |_| tap.clone()) as TapFactory)));
+        let (alice, bob) = lab.connect(lab.tunnelled()).await;
+        let told = first_observed(&lab.alice).await;
+        open_path(&alice, lab.direct()).await;
+        let leaked = |address: &SocketAddr| is_synthetic(address.ip());
+        if corrected {
+            assert_eq!(told, REPORTED.into());
+            assert!(!observations.sent.lock().unwrap().iter().any(leaked));
+        } else {
+            // The trap this is about: if it stops happening, the correction can go.
+            assert!(leaked(&told));
+        }
+        assert!(alice.close_reason().is_none() && bob.close_reason().is_none());
+    }
+}
+
+/// Each way has an MTU of its own: that of the tunnel does not hold the direct path down.
+#[tokio::test]
+async fn each_path_finds_its_own_mtu() {
+    let lab = Lab::new(None);
+    let (alice, _bob) = lab.connect(lab.tunnelled()).await;
+    open_path(&alice, lab.direct()).await;
+    let mtus = || {
+        let mut paths = alice.paths();
+        paths.sort_by_key(|path| path.id);
+        paths
+            .iter()
+            .map(|path| usize::from(path.mtu))
+            .collect::<Vec<_>>()
+    };
+    within(async {
+        // Discovery is a search: wait for what only the direct path can reach.
+        while mtus()[1] <= CARRIES {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(mtus()[0] <= CARRIES);
+}
