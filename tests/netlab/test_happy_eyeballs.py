@@ -87,6 +87,20 @@ def test_an_address_that_gives_ehostunreach_does_not_hurt_the_good_one(lab: Lab,
     assert result["ms"] < _SOON_MS
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_address_without_a_route_fails_at_once_and_says_so(lab: Lab, family: int) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    node = nodes.start(b)
+    a.unreachable(b.address(family))
+
+    target = nodes.endpoint(b.address(family))
+    outcome = nodes.run(a, "connect", f"{node.peer_id}@{target}")
+    assert outcome.code == 1
+    (attempt,) = outcome.last("result")["attempts"]
+    assert attempt["reason"] == "unreachable"
+    assert attempt["ms"] < _SOON_MS
+
+
 def test_two_live_addresses_make_one_connection(lab: Lab) -> None:
     a, b = lab.host("a"), lab.host("b")
     node = nodes.start(b)

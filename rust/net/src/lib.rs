@@ -34,6 +34,7 @@ mod sender;
 mod socket;
 pub mod synthetic;
 mod tunnel;
+mod unreachable;
 pub mod watch;
 
 pub use addr::{canonical, canonical_ip, engine_form};
@@ -47,4 +48,5 @@ pub use mux::{
 };
 pub use socket::NodeSocket;
 pub use synthetic::{SyntheticAddr, is_synthetic};
+pub use unreachable::Unreachable;
 pub use watch::{NetworkState, NetworkWatch};

@@ -23,6 +23,7 @@ use crate::{
     sender::in_socket_form,
     synthetic::{SyntheticAddr, is_synthetic},
     tunnel::{Inbox, TunnelEntry},
+    unreachable::Unreachable,
 };
 pub use crate::{
     extra::{Adoption, ExtraOptions},
@@ -203,6 +204,15 @@ impl MuxHandle {
         let signal = self.shared()?.source_gone.clone();
         signal.notified().await;
         Ok(())
+    }
+
+    /// Watches for the system having no route to `remote`, from now until the result is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`MuxError::Closed`].
+    pub fn watch_unreachable(&self, remote: SocketAddr) -> Result<Unreachable, MuxError> {
+        Ok(self.shared()?.dialed.add(canonical(remote)))
     }
 
     /// The primary socket's present address, canonical.

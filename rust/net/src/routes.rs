@@ -22,6 +22,7 @@ use crate::{
     extra::Extra,
     port::Port,
     tunnel::{Numbers, TunnelEntry},
+    unreachable::Dialed,
 };
 
 /// One state of the table.
@@ -97,6 +98,8 @@ pub(crate) struct Shared {
     pub(crate) receiver: Arc<AtomicWaker>,
     /// Told when a datagram could not be sent because its source address is gone.
     pub(crate) source_gone: Arc<Notify>,
+    /// Told which addresses could not be sent to.
+    pub(crate) dialed: Arc<Dialed>,
 }
 
 impl Shared {
@@ -115,6 +118,7 @@ impl Shared {
             counters: Arc::default(),
             receiver: Arc::default(),
             source_gone: Arc::default(),
+            dialed: Arc::default(),
         }
     }
 

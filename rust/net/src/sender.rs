@@ -189,6 +189,12 @@ fn send_failed(
         shared.source_gone.notify_one();
     } else {
         shared.counters.send_error(&error);
+        if matches!(
+            error.kind(),
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+        ) {
+            shared.dialed.failed(canonical(wire.destination));
+        }
     }
     if let Some(renewed) = renewed {
         Counters::bump(&shared.counters.offload_renewed);

@@ -52,13 +52,24 @@ impl Endpoint {
     ) -> Result<Connection, DialError> {
         let started = Instant::now();
         let name = expected.map_or_else(|| tls::ANY_PEER.to_owned(), |peer| peer.to_string());
-        let engine = self
+        let unreachable = self
+            .0
+            .socket
+            .watch_unreachable(addr)
+            .map_err(|_| DialError::new("closed", "the node was closed"))?;
+        let connecting = self
             .0
             .engine
             .connect_with(self.0.client.clone(), addr, &name)
-            .map_err(DialError::from_connect)?
-            .await
-            .map_err(DialError::from_handshake)?;
+            .map_err(DialError::from_connect)?;
+        let engine = tokio::select! {
+            connected = connecting => connected.map_err(DialError::from_handshake)?,
+            () = unreachable.reported() => {
+                let detail = format!("the system has no route to {addr}");
+                return Err(DialError::new("unreachable", detail));
+            }
+        };
+        drop(unreachable);
         let connection = self.authenticate(engine, true, started)?;
         let peer = connection.peer_id();
         if peer == self.0.identity.peer_id() {
