@@ -1,0 +1,1 @@
+"""What a program may do to its tasks, loops, threads and processes without anyreach minding."""
