@@ -7,13 +7,12 @@ resolver, the clock and the core.
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import aclosing
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from anyreach import _core
+from anyreach._local import to_core
 from anyreach.addresses import IpMode, SocketAddress
 from anyreach.candidates import MAX_CANDIDATES, Candidate, CandidateKind, DropReason
 from anyreach.errors import Attempt, ConnectError, ConnectTimeout, PeerIdMismatch
@@ -63,13 +62,13 @@ class Waiter(Protocol):
 
 @dataclass(slots=True)
 class _Record:
-    """An attempt under way or over; ``reason`` is empty while it runs."""
+    """An attempt; reason and detail are what to say if time runs out now, until it is over."""
 
     address: str
     begun: float
-    reason: str = ""
-    detail: str = ""
-    seconds: float = 0.0
+    reason: str = "handshake-timeout"
+    detail: str = "no answer in the time there was"
+    seconds: float | None = None
     actual: bytes | None = None
 
 
@@ -205,6 +204,7 @@ class Flow:
 
     async def _resolve(self, host: HostPort) -> None:
         record = self._record(str(host))
+        record.reason, record.detail = "name-resolution", "the resolver has not answered"
         try:
             async with aclosing(resolve(host, mode=self._mode)) as batches:
                 async for batch in batches:
@@ -221,10 +221,7 @@ class Flow:
         peer_id = None if self.peer.peer_id is None else bytes(self.peer.peer_id)
         record = self._record(str(address))
         try:
-            host = _with_zone_index(address)
-            dial = self._dialer.endpoint.dial(
-                host, address.port, peer_id, self._dialer.handshake_timeout
-            )
+            dial = self._dial(address, peer_id)
             try:
                 connection = await self._dialer.wait(dial.poll)
             finally:
@@ -245,6 +242,15 @@ class Flow:
         self._outcomes[address] = "connected"
         self.race.won(address)
         self.settle(connection)
+
+    def _dial(self, address: SocketAddress, peer_id: bytes | None) -> _core.Dial:
+        try:
+            host = to_core(address)
+        except OSError as error:
+            detail = f"the interface of {address.host} does not exist"
+            raise _core.DialFailed("unreachable", detail, None) from error
+        timeout = self._dialer.handshake_timeout
+        return self._dialer.endpoint.dial(host, address.port, peer_id, timeout)
 
     def _admit(self, addresses: Iterable[SocketAddress], source: str) -> None:
         """Let those of ``addresses`` race that the candidate policy finds worth it."""
@@ -296,14 +302,12 @@ class Flow:
     def _attempts(self) -> tuple[Attempt, ...]:
         now = self._loop.time()
         return tuple(
-            Attempt(r.address, "direct", r.reason, r.detail, r.seconds * 1000)
-            if r.reason
-            else Attempt(
+            Attempt(
                 r.address,
                 "direct",
-                "handshake-timeout",
-                "no answer in the time there was",
-                (now - r.begun) * 1000,
+                r.reason,
+                r.detail,
+                (now - r.begun if r.seconds is None else r.seconds) * 1000,
             )
             for r in self._records
         )
@@ -312,16 +316,3 @@ class Flow:
         for address, source in self._sources.items():
             default = "cancelled" if address in self.race.started else "unused"
             self._dialer.recorder.candidate(source, self._outcomes.get(address, default))
-
-
-def _with_zone_index(address: SocketAddress) -> str:
-    """The host part for the core, with the zone as a number (RFC 4007 11.2)."""
-    ip = address.ip
-    if not isinstance(ip, IPv6Address) or ip.scope_id is None:
-        return address.host
-    zone = ip.scope_id
-    try:
-        index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
-    except OSError:
-        raise _core.DialFailed("unreachable", f"there is no interface {zone!r}", None) from None
-    return f"{IPv6Address(ip.packed)}%{index}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from anyreach import _core
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from anyreach.addresses import IpMode
     from anyreach.candidates import Candidate, CandidatePolicy
 
-__all__ = ["LocalView"]
+__all__ = ["LocalView", "from_core", "to_core"]
 
 
 class LocalView:
@@ -84,6 +86,27 @@ class LocalView:
             self._network_changed()
         self._interfaces = interfaces
         return interfaces
+
+
+def from_core(host: str, port: int) -> SocketAddress:
+    """An address of the core, with the number of its zone turned into the interface's name."""
+    ip, _, zone = host.partition("%")
+    if zone.isdecimal():
+        with suppress(OSError):  # the interface is gone
+            return SocketAddress.of(f"{ip}%{socket.if_indextoname(int(zone))}", port)
+    return SocketAddress.of(host, port)
+
+
+def to_core(address: SocketAddress) -> str:
+    """The IP address for the core, with the zone as a number (RFC 4007 11.2).
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    ip, _, zone = address.host.partition("%")
+    if not zone:
+        return ip
+    return f"{ip}%{zone if zone.isdecimal() else socket.if_nametoindex(zone)}"
 
 
 def _plain(address: SocketAddress) -> tuple[str, int]:

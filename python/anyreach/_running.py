@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyreach import _core
 from anyreach._bridge import current_bridge
-from anyreach._local import LocalView
+from anyreach._local import LocalView, from_core
 from anyreach.address_book import AddressBook
-from anyreach.addresses import IpMode, SocketAddress
+from anyreach.addresses import IpMode
 from anyreach.connection import Connection
 from anyreach.dialer import Dialer
 from anyreach.errors import NodeClosed
@@ -29,6 +29,7 @@ from anyreach.peer import PeerId, Ticket
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
+    from anyreach.addresses import SocketAddress
     from anyreach.config import P2pConfig
     from anyreach.events import Event
     from anyreach.identity import Identity
@@ -85,7 +86,7 @@ class Running:
         self.identity = identity
         self.me = identity.peer_id
         self.ip_mode = IpMode(self._endpoint.ip_mode)
-        self._bound = tuple(SocketAddress.of(*a) for a in self._endpoint.local_addresses())
+        self._bound = tuple(from_core(*a) for a in self._endpoint.local_addresses())
         book = AddressBook()
         policy = config.candidate_policy
         self.local = LocalView(self._bound, self.ip_mode, policy, book.network_changed)
@@ -214,7 +215,7 @@ class Running:
                 self._leave(core, reason)
             case ("observed", core, path_id, ip, port, seconds):
                 self._recorder.observed(seconds)
-                self._observed(core, path_id, SocketAddress.of(ip, port))
+                self._observed(core, path_id, from_core(ip, port))
             case ("path", core, _):
                 self._paths_changed(core)
 
@@ -267,7 +268,7 @@ class Running:
         # What a peer sees through a relay is the relay's address, not ours.
         if live is None or path is None or path.method == "relayed":
             return
-        observer = SocketAddress.of(*path.remote)
+        observer = from_core(*path.remote)
         self._believe(
             self.local.observed.report(live.peer_id, observer, address, self._loop.time())
         )
@@ -346,7 +347,7 @@ def _way(paths: Iterable[_core.PathInfo]) -> _Way | None:
     path = next((path for path in paths if path.current), None)
     if path is None:
         return None
-    return _Way(path.id, path.method, SocketAddress.of(*path.remote), path.rtt)
+    return _Way(path.id, path.method, from_core(*path.remote), path.rtt)
 
 
 def _make_endpoint(config: P2pConfig, identity: Identity) -> _core.Endpoint:

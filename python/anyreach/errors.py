@@ -6,8 +6,11 @@ exception a Python programmer would catch. ``asyncio.CancelledError`` is never w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "AnyreachError",
@@ -75,7 +78,7 @@ class Attempt:
         reason: machine-readable outcome, one of ``"handshake-timeout"``, ``"refused"``,
             ``"unreachable"``, ``"peer-id-mismatch"``, ``"key-exchange"``, ``"tls"``,
             ``"protocol"``, ``"limit"``, ``"closed"``, ``"cancelled"``, ``"name-resolution"``,
-            ``"family"``, ``"internal"``.
+            ``"family"``, ``"self"`` (the node reached itself), ``"internal"``.
         detail: one sentence for people.
         ms: milliseconds from the start of this attempt to its end.
     """
@@ -119,7 +122,12 @@ class PeerIdMismatch(ConnectError):
     """
 
     def __init__(
-        self, message: str, attempts: Sequence[Attempt] = (), *, expected: str = "", actual: str = ""
+        self,
+        message: str,
+        attempts: Sequence[Attempt] = (),
+        *,
+        expected: str = "",
+        actual: str = "",
     ) -> None:
         super().__init__(message, attempts)
         self.expected = expected

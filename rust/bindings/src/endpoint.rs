@@ -1,6 +1,6 @@
 //! The endpoint: one socket, its connections, what happens on it; and attempts to reach peers.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,17 +125,12 @@ impl Endpoint {
         timeout: f64,
     ) -> Result<Dial, Failure> {
         let inner = self.0.get()?;
-        let ip: IpAddr = ip
-            .parse()
-            .map_err(|_| Failure::Value(format!("{ip:?} is not an IP address")))?;
+        let address = socket_address(ip, port)?;
         let timeout = seconds(timeout)?;
         let endpoint = inner.endpoint.clone();
         let attempt = py.detach(|| -> Result<_, Failure> {
-            Ok(runtime::handle()?.spawn(async move {
-                endpoint
-                    .dial(SocketAddr::new(ip, port), peer_id.map(PeerId), timeout)
-                    .await
-            }))
+            Ok(runtime::handle()?
+                .spawn(async move { endpoint.dial(address, peer_id.map(PeerId), timeout).await }))
         })?;
         Ok(Dial::new(attempt, Arc::clone(&inner.connections)))
     }
@@ -376,6 +371,21 @@ fn seconds(value: f64) -> Result<Duration, Failure> {
         .map_err(|_| Failure::Value(format!("{value} is not a number of seconds")))
 }
 
+/// From an IP address, with `%` and the number of its zone if it has one (RFC 4007, section 11).
+fn socket_address(ip: &str, port: u16) -> Result<SocketAddr, Failure> {
+    let text = if ip.contains(':') {
+        format!("[{ip}]:{port}")
+    } else {
+        format!("{ip}:{port}")
+    };
+    text.parse()
+        .map_err(|_| Failure::Value(format!("{ip:?} is not an IP address")))
+}
+
 pub(crate) fn host_and_port(address: SocketAddr) -> (String, u16) {
-    (address.ip().to_canonical().to_string(), address.port())
+    let host = match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+        _ => address.ip().to_canonical().to_string(),
+    };
+    (host, address.port())
 }
