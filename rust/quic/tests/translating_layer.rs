@@ -359,6 +359,50 @@ async fn misbehaviour_ends_the_connection() {
     }
 }
 
+/// Frames of all kinds, whole and damaged.
+fn any_frames() -> impl Strategy<Value = Vec<u8>> {
+    let frame_type = prop_oneof![
+        0_u64..0x40,
+        Just(0xaf),
+        0x3e74_u64..0x3e7e,
+        0x3d_7e8f_u64..0x3d_7e96,
+        0x3d_7f8f_u64..0x3d_7f96,
+        0x9f_81a5_u64..0x9f_81a9,
+    ];
+    let encoded_type = (frame_type, any::<bool>()).prop_map(|(frame_type, shortest)| {
+        let mut out = Vec::new();
+        VarInt::try_from(frame_type).unwrap().encode(&mut out);
+        if !shortest {
+            out = (frame_type | 0b11 << 62).to_be_bytes().to_vec();
+        }
+        out
+    });
+    let contents = prop::collection::vec(prop_oneof![0_u8..8, any::<u8>()], 0..40);
+    let frame = (encoded_type, contents).prop_map(|(start, contents)| [start, contents].concat());
+    prop::collection::vec(frame, 1..3).prop_map(|frames| frames.concat())
+}
+
+/// The layer leaves alone what the walker cannot walk, so an engine that can read it would get
+/// frames of the peer untranslated.
+#[test]
+fn what_the_walker_refuses_the_engine_refuses() {
+    let mut config = ProptestConfig::default();
+    // A connection each.
+    config.cases /= 4;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    proptest!(config, |(frames in any_frames())| {
+        runtime.block_on(async {
+            let (a, b) = (End::new(true).await, End::new(true).await);
+            let (client, server) = a.connect(&b, b.address).await;
+            forge(&client, &frames);
+            if !a.forgery_walked().await {
+                let error = within(server.closed()).await;
+                assert!(matches!(error, ConnectionError::TransportError(_)), "{error:?}");
+            }
+        });
+    });
+}
+
 /// The layer alone, where the engine is not needed to see what it does.
 mod alone {
     use super::*;

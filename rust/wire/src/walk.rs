@@ -149,8 +149,8 @@ fn below(number: u64, by: u64) -> Result<u64, WalkError> {
 
 fn skip_contents(rest: &mut &[u8], frame_type: u64) -> Result<(), WalkError> {
     match frame_type {
-        // PING, HANDSHAKE_DONE, IMMEDIATE_ACK
-        0x01 | 0x1e | 0x1f => {}
+        // PADDING with a type longer than need be; PING, HANDSHAKE_DONE, IMMEDIATE_ACK
+        PADDING | PING | 0x1e | 0x1f => {}
         // ACK, ACK with ECN counts
         0x02 => acknowledgement(rest, 0)?,
         0x03 => acknowledgement(rest, 3)?,

@@ -154,6 +154,26 @@ fn padding_is_one_step() {
     );
 }
 
+/// RFC 9000, section 12.4 lets a receiver take types that are not in their shortest encoding, and
+/// the engine does.
+#[test]
+fn types_may_be_longer_than_need_be() {
+    for (hex, frame_type, length) in [
+        ("4000 01", PADDING, 2),
+        ("c000000000000001", 0x01, 8),
+        ("4031 02 0102", 0x31, 5),
+        ("c0000000003d7e94 05", 0x3d_7e94, 9),
+    ] {
+        let payload = bytes(hex);
+        let frame = frame_at(&payload, 0).expect("known").expect("a frame");
+        assert_eq!(
+            (frame.frame_type, frame.range),
+            (frame_type, 0..length),
+            "{hex}"
+        );
+    }
+}
+
 #[test]
 fn what_elicits_an_acknowledgement() {
     for (frame_type, hex) in FRAMES {

@@ -145,6 +145,12 @@ impl End {
         (client, server)
     }
 
+    /// Whether a frame in place of a DATAGRAM of `connection`, this end's, can be walked; once sent.
+    pub async fn forgery_walked(&self) -> bool {
+        until(|| self.log(|log| log.forgery_walked.is_some())).await;
+        self.log(|log| log.forgery_walked == Some(true))
+    }
+
     pub fn layer(&self) -> &Layer {
         &self.wiretap.get().expect("connected").layer
     }
@@ -175,6 +181,8 @@ pub struct Log {
     pub parameters_to_engine: Vec<u8>,
     /// Extension frames as they arrived.
     pub frames_received: Vec<Frame>,
+    /// Whether the walker found its way through the last packet with a forgery.
+    pub forgery_walked: Option<bool>,
     /// Carriers that left as the datagrams they are not.
     pub carriers_leaked: u64,
 }
@@ -200,9 +208,10 @@ impl PacketTap for Wiretap {
 
     fn sealing(&self, path: PathId, packet: u64, payload: &mut [u8]) {
         let mut log = self.log.lock().unwrap();
-        each_frame(payload, |frame_type, _| {
+        let walked = each_frame(payload, |frame_type, _| {
             log.from_engine.insert(frame_type);
         });
+        assert!(walked, "the walker knows every frame of the engine");
         self.layer.sealing(path, packet, payload);
         let mut forged = false;
         let sealed = payload.to_vec();
@@ -225,6 +234,9 @@ impl PacketTap for Wiretap {
                 payload[at..at + forgery.len()].copy_from_slice(forgery);
             }
         });
+        if forged {
+            log.forgery_walked = Some(each_frame(payload, |_, _| ()));
+        }
     }
 
     fn opened(&self, path: PathId, packet: u64, payload: &mut BytesMut) {
@@ -242,11 +254,17 @@ impl PacketTap for Wiretap {
     }
 }
 
-fn each_frame(payload: &[u8], mut see: impl FnMut(u64, &[u8])) {
+/// Whether all frames could be told apart.
+fn each_frame(payload: &[u8], mut see: impl FnMut(u64, &[u8])) -> bool {
     let mut at = 0;
-    while let Some(frame) = frame_at(payload, at).expect("the walker knows every frame") {
-        at = frame.range.end;
-        see(frame.frame_type, &payload[frame.range]);
+    loop {
+        match frame_at(payload, at) {
+            Ok(Some(frame)) => {
+                at = frame.range.end;
+                see(frame.frame_type, &payload[frame.range]);
+            }
+            end => return end.is_ok(),
+        }
     }
 }
 
