@@ -45,6 +45,10 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 /// Errors of single datagrams never reach the engine, in neither direction: they are in
 /// [`NodeSocket::counters`]. The only errors it can see are a closed descriptor and a runtime that
 /// is shutting down.
+///
+/// The engine's endpoint *must* be configured with `grease_quic_bit(false)`. With the engine's
+/// default it invites its peers to send packets that look like anything (RFC 9287), and this socket
+/// drops half of what they send: transfers crawl, and the `junk_*` counters say why.
 pub struct NodeSocket {
     shared: Arc<Shared>,
     reader: Reader,
