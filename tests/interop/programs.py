@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_MANIFEST = Path(__file__).parent / "peers" / "Cargo.toml"
+_SOURCES = Path(__file__).parent / "peers"
+_ROOT = Path(__file__).parents[2]
+_NAMES = ("quinn-peer", "noq-peer")
 
 # A debug build of the peers starts in milliseconds; a machine under load may need seconds.
 LINE_TIMEOUT = 20.0
@@ -33,18 +35,24 @@ def folder() -> Path:
     given = os.environ.get("ANYREACH_PEERS")
     if given:
         return Path(given)
-    cargo = shutil.which("cargo")
-    if cargo is None:
-        raise ProgramsMissingError(
-            "no cargo to build tests/interop/peers, and ANYREACH_PEERS unset"
+    built = Path(os.environ.get("CARGO_TARGET_DIR", _ROOT / "target")) / "debug"
+    # Cargo would find out as well, but waits for any other build that is going on.
+    if not _up_to_date(built):
+        cargo = shutil.which("cargo")
+        if cargo is None:
+            raise ProgramsMissingError("no cargo to build tests/interop/peers; set ANYREACH_PEERS")
+        manifest = str(_SOURCES / "Cargo.toml")
+        subprocess.run(
+            [cargo, "build", "--quiet", "--bins", "--manifest-path", manifest], check=True
         )
-    build = [cargo, "build", "--quiet", "--bins", "--manifest-path", str(_MANIFEST)]
-    subprocess.run(build, check=True)
-    metadata = [cargo, "metadata", "--no-deps", "--format-version", "1"]
-    output = subprocess.run(
-        [*metadata, "--manifest-path", str(_MANIFEST)], check=True, capture_output=True
-    ).stdout
-    return Path(json.loads(output)["target_directory"]) / "debug"
+    return built
+
+
+def _up_to_date(built: Path) -> bool:
+    sources = [_ROOT / "Cargo.lock", _SOURCES / "Cargo.toml", *_SOURCES.glob("src/**/*.rs")]
+    newest = max(path.stat().st_mtime for path in sources)
+    programs = [built / name for name in _NAMES]
+    return all(path.exists() and path.stat().st_mtime >= newest for path in programs)
 
 
 class Program:

@@ -27,7 +27,9 @@ def canonical(address: str) -> str:
 async def test_addresses_are_reported_when_noq_dials() -> None:
     async with (
         echo_node() as echo,
-        program("noq-peer", "client", connect=f"{HOST}:{echo.port}", bytes=300_000) as noq,
+        program(
+            "noq-peer", "client", connect=f"{HOST}:{echo.port}", bytes=300_000, hold="true"
+        ) as noq,
     ):
         connected = await noq.event("connected", "error")
         assert connected["peer_id"] == str(echo.node.peer_id)

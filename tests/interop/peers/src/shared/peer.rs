@@ -2,7 +2,8 @@
 //! engine `quic` and what differs between them `engine`.
 //!
 //! `server` echoes every stream and datagram; `client` dials, sends, and checks what comes back.
-//! Both print JSON lines, and end when their standard input does.
+//! Both print JSON lines, and end when their standard input does; a client that is not told to
+//! `--hold` its connection closes it when the echoes are checked.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -32,7 +33,7 @@ use crate::{
     },
 };
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "bind",
     "group",
     "auth",
@@ -44,6 +45,7 @@ const NAMES: [&str; 11] = [
     "streams",
     "hello",
     "timeout",
+    "hold",
 ];
 
 /// One write of the client; not a divisor of anything, so that reads and writes do not align.
@@ -114,7 +116,14 @@ pub(crate) async fn main(agent: &'static str) -> Result<(), Failure> {
                 bytes: args.get("bytes", 300_000)?,
                 streams: args.get("streams", 1)?,
             };
-            tokio::time::timeout(timeout, peer.dial(config, work)).await??;
+            let (connection, control) =
+                tokio::time::timeout(timeout, peer.dial(config, work)).await??;
+            if args.get("hold", false)? {
+                // An error means that the thread is gone, and so is the input.
+                let _ = ended.await;
+            }
+            connection.close(VarInt::from_u32(0), b"done");
+            drop(control);
         }
         other => return Err(format!("unknown role {other}").into()),
     }
@@ -168,7 +177,12 @@ impl Peer {
         }
     }
 
-    async fn dial(&self, config: ClientConfig, work: Work) -> Result<(), Failure> {
+    /// Does the work; the connection, and its control stream, which ends it when dropped.
+    async fn dial(
+        &self,
+        config: ClientConfig,
+        work: Work,
+    ) -> Result<(Connection, Option<(SendStream, RecvStream)>), Failure> {
         let start = Instant::now();
         let connection = self
             .endpoint
@@ -196,9 +210,7 @@ impl Peer {
             .value("bytes", work.bytes)
             .value("streams", work.streams)
             .print();
-        connection.close(VarInt::from_u32(0), b"done");
-        drop(control);
-        Ok(())
+        Ok((connection, control))
     }
 }
 
