@@ -161,7 +161,7 @@ class Connection:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The open paths, the one in use first."""
+        """The open paths, the one in use first; none once the connection has ended."""
         return self._rates.paths(self._core.paths())
 
     @property
@@ -336,12 +336,15 @@ class _Rates:
         if before is None:
             # The average since the path came up; the floor keeps a first packet from being a rate.
             sent, received, elapsed = 0, 0, max(info.age, _RATE_WINDOW)
+            since = time.time() - info.age
         else:
             sent, received, elapsed = before.sent, before.received, now - before.at
+            since = before.since
             if elapsed < _RATE_WINDOW:
                 return before
         return _Sample(
             at=now,
+            since=since,
             sent=info.sent_bytes,
             received=info.received_bytes,
             send_rate=(info.sent_bytes - sent) / elapsed,
@@ -352,6 +355,7 @@ class _Rates:
 @dataclass(frozen=True, slots=True)
 class _Sample:
     at: float
+    since: float
     sent: int
     received: int
     send_rate: float
@@ -368,7 +372,7 @@ def _path(info: _core.PathInfo, sample: _Sample) -> Path:
         rtt=info.rtt,
         send_rate=sample.send_rate,
         receive_rate=sample.receive_rate,
-        since=time.time() - info.age,
+        since=sample.since,
         mtu=info.mtu,
         congestion_window=info.congestion_window,
         sent_bytes=info.sent_bytes,

@@ -93,10 +93,13 @@ impl Connection {
         Ok(self.inner()?.connection.handshake_time().as_secs_f64())
     }
 
-    /// The open paths.
+    /// The open paths; none once the connection has ended.
     fn paths(&self, py: Python<'_>) -> Result<Vec<PathInfo>, Failure> {
         let connection = &self.inner()?.connection;
-        let paths = py.detach(|| connection.paths());
+        let paths = py.detach(|| match connection.close_reason() {
+            None => connection.paths(),
+            Some(_) => Vec::new(),
+        });
         Ok(paths.into_iter().map(PathInfo::from).collect())
     }
 

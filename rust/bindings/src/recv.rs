@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use anyreach_quic::Connection;
 use bytes::Bytes;
-use noq::VarInt;
-use pyo3::buffer::PyBuffer;
+use noq::{ReadError, VarInt};
+use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -36,8 +37,19 @@ struct Reader {
     /// Taken from the engine, not yet by the application: the engine hands out whole segments.
     /// At most one batch, so the flow-control credit it stands for is bounded.
     segments: VecDeque<Bytes>,
-    /// `stop` was called; the engine would report a clean end from then on.
-    stopped: bool,
+    /// How the stream ended. The engine reports an error once, and a clean end from then on.
+    end: Option<End>,
+}
+
+/// How a stream ended, as far as its reader is concerned.
+#[derive(Clone)]
+enum End {
+    /// The peer finished it and everything was read.
+    Finished,
+    /// This side stopped it.
+    Stopped,
+    /// The peer reset it, or the connection was lost.
+    Failed(ReadError),
 }
 
 #[pymethods]
@@ -74,33 +86,31 @@ impl RecvStream {
     fn poll_readinto(
         &self,
         py: Python<'_>,
-        buffer: PyBuffer<u8>,
+        buffer: &Bound<'_, PyAny>,
         bridge: &Bridge,
         token: u64,
     ) -> PyResult<Option<usize>> {
+        let buffer = PyUntypedBuffer::get(buffer)?;
         if buffer.readonly() {
             return Err(PyBufferError::new_err("the buffer is read-only"));
         }
-        let Some(target) = buffer.as_slice_ptr() else {
+        if !buffer.is_c_contiguous() {
             return Err(PyBufferError::new_err("the buffer is not contiguous"));
-        };
-        if target.is_empty() {
+        }
+        if buffer.len_bytes() == 0 {
             return Err(PyValueError::new_err("the buffer is empty"));
         }
-        let Some(segments) = self.poll(py, target.len(), bridge, token)? else {
+        let Some(segments) = self.poll(py, buffer.len_bytes(), bridge, token)? else {
             return Ok(None);
         };
+        let target = buffer.buf_ptr().cast::<u8>();
         let mut filled = 0;
         for segment in &segments {
-            // SAFETY: together the segments are no longer than `target`, which `buffer` keeps
-            // exported, hence allocated and of constant size. No reference to it is formed, so
-            // Python code that holds the same memory may do with it what it likes.
+            // SAFETY: together the segments are no longer than the memory at `target`, which
+            // `buffer` keeps exported, hence allocated and of constant size. No reference to it is
+            // formed, so Python code that holds the same memory may do with it what it likes.
             unsafe {
-                std::ptr::copy_nonoverlapping(
-                    segment.as_ptr(),
-                    target.cast::<u8>().as_ptr().add(filled),
-                    segment.len(),
-                );
+                std::ptr::copy_nonoverlapping(segment.as_ptr(), target.add(filled), segment.len());
             }
             filled += segment.len();
         }
@@ -113,7 +123,7 @@ impl RecvStream {
         let code = varint(code)?;
         py.detach(|| {
             let mut reader = lock(&inner.reader);
-            reader.stopped = true;
+            reader.end = Some(End::Stopped);
             reader.segments.clear();
             // The end of the stream may have been read already: then there is nothing to stop.
             let _ = reader.stream.stop(code);
@@ -130,7 +140,7 @@ impl RecvStream {
             reader: Mutex::new(Reader {
                 stream,
                 segments: VecDeque::new(),
-                stopped: false,
+                end: None,
             }),
             readable: Operation::new(),
         }))
@@ -161,22 +171,23 @@ impl Inner {
         token: u64,
     ) -> Result<Option<Vec<Bytes>>, Failure> {
         let mut reader = lock(&self.reader);
-        if reader.stopped {
-            return Err(Failure::StreamClosed("the stream was stopped by this side"));
-        }
         self.readable
             .poll(queue, token, |cx| reader.gather(cx, max))
+            .map(|end| match end {
+                Ok(segments) => Ok(segments),
+                Err(End::Finished) => Ok(Vec::new()),
+                Err(End::Stopped) => {
+                    Err(Failure::StreamClosed("the stream was stopped by this side"))
+                }
+                Err(End::Failed(error)) => Err(Failure::read(error, &self.connection)),
+            })
             .transpose()
-            .map_err(|error| Failure::read(error, &self.connection))
     }
 }
 
 impl Reader {
-    fn gather(
-        &mut self,
-        cx: &mut Context<'_>,
-        max: usize,
-    ) -> Poll<Result<Vec<Bytes>, noq::ReadError>> {
+    /// Up to `max` bytes, at least one; else how the stream ended.
+    fn gather(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Vec<Bytes>, End>> {
         let mut taken = Vec::new();
         let mut missing = max;
         loop {
@@ -194,28 +205,32 @@ impl Reader {
             if missing == 0 {
                 return Poll::Ready(Ok(taken));
             }
-            match self.refill(cx) {
-                Poll::Ready(Ok(true)) => {}
-                // The end, an error or a pause after some bytes: bytes first. The engine reports
-                // the end and errors again at the next poll.
-                _ if !taken.is_empty() => return Poll::Ready(Ok(taken)),
-                Poll::Ready(Ok(false)) => return Poll::Ready(Ok(taken)),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
+            if self.end.is_none() && self.refill(cx).is_ready() {
+                continue;
             }
+            // Bytes come before the end.
+            return match &self.end {
+                _ if !taken.is_empty() => Poll::Ready(Ok(taken)),
+                Some(end) => Poll::Ready(Err(end.clone())),
+                None => Poll::Pending,
+            };
         }
     }
 
-    /// Takes a batch of segments from the engine; false at the end of the stream.
-    fn refill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, noq::ReadError>> {
+    /// Takes a batch of segments, or the end, from the engine.
+    fn refill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut batch = [const { Bytes::new() }; BATCH];
-        // The engine keeps the waker of a blocked reader when the future is dropped.
-        let read = std::pin::pin!(self.stream.read_many_chunks(&mut batch)).poll(cx)?;
-        read.map(|count| {
-            let count = count.unwrap_or(0);
-            self.segments.extend(batch.into_iter().take(count));
-            Ok(count > 0)
-        })
+        let outcome = {
+            // The engine keeps the waker of a blocked reader when the future is dropped.
+            let read = pin!(self.stream.read_many_chunks(&mut batch));
+            ready!(read.poll(cx))
+        };
+        match outcome {
+            Ok(Some(count)) => self.segments.extend(batch.into_iter().take(count)),
+            Ok(None) => self.end = Some(End::Finished),
+            Err(error) => self.end = Some(End::Failed(error)),
+        }
+        Poll::Ready(())
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use anyreach_quic::Connection;
 use bytes::Bytes;
 use noq::VarInt;
-use pyo3::buffer::PyBuffer;
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
@@ -156,19 +157,20 @@ fn outgoing(data: &Bound<'_, PyAny>, offset: usize) -> PyResult<Bytes> {
         return Ok(Bytes::from_owner(owner).slice(offset..));
     }
     // Mutable memory has to be copied, but no more of it than the engine can take at once.
-    let buffer = PyBuffer::<u8>::get(data)?;
-    let Some(source) = buffer.as_slice_ptr() else {
-        return Err(pyo3::exceptions::PyBufferError::new_err(
-            "the buffer is not contiguous",
-        ));
-    };
-    let length = source.len().checked_sub(offset).ok_or_else(out_of_range)?;
+    let buffer = PyUntypedBuffer::get(data)?;
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err("the buffer is not contiguous"));
+    }
+    let length = buffer
+        .len_bytes()
+        .checked_sub(offset)
+        .ok_or_else(out_of_range)?;
     let mut copy = vec![0; length.min(COPY_AT_MOST)];
     // SAFETY: `buffer` keeps the memory exported, hence allocated and of constant size, and the
     // range was checked. No reference to it is formed, so that other threads may write to it.
     unsafe {
         std::ptr::copy_nonoverlapping(
-            source.cast::<u8>().as_ptr().add(offset),
+            buffer.buf_ptr().cast::<u8>().add(offset),
             copy.as_mut_ptr(),
             copy.len(),
         );
