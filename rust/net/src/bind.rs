@@ -1,6 +1,6 @@
 //! Creating the node's socket: which family, which fallback, which buffers.
 //!
-//! The decision ([`plan`]) is a pure function; what the system then says about IPv6 and IPv4 is
+//! The decision (`plan`) is a pure function; what the system then says about IPv6 and IPv4 is
 //! found out by trying, never assumed. The address is never shared: no `SO_REUSEADDR`, no
 //! `SO_REUSEPORT`, so a second node on the same port gets an error instead of half the datagrams.
 

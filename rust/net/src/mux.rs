@@ -174,8 +174,8 @@ impl MuxHandle {
     }
 
     /// Replaces the primary socket, as after the system has invalidated it. Connections, tunnels,
-    /// extra sockets and counters stay; the engine should be told of the network change. Must be called within a tokio
-    /// runtime.
+    /// extra sockets and counters stay; the engine should be told of the network change. Must be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     ///

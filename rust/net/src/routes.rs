@@ -9,7 +9,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -28,7 +28,10 @@ use crate::{
 /// One state of the table.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes {
-    /// Address of the node's own socket, canonical.
+    /// The node's own socket: everything that has no other way. Weak, so that it can be closed
+    /// although idle connections hold on to old tables.
+    primary: Weak<Port>,
+    /// Its address, canonical.
     pub(crate) local_addr: SocketAddr,
     /// In ascending order of their numbers.
     pub(crate) tunnels: Vec<Arc<TunnelEntry>>,
@@ -87,8 +90,7 @@ impl Routes {
 pub(crate) struct Shared {
     generation: AtomicU64,
     routes: Mutex<Arc<Routes>>,
-    /// The node's own socket, for everything that has no other way. Not in the table, so that it
-    /// can be closed although idle connections hold on to old tables.
+    /// What keeps the node's own socket open.
     primary: Slot<Port>,
     /// `max_transmit_segments` of the primary port, where a sender can read it without its table.
     segments: AtomicUsize,
@@ -104,16 +106,19 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(primary: Port, local_addr: SocketAddr) -> Self {
+        let segments = primary.max_transmit_segments().get();
+        let primary = Arc::new(primary);
         Self {
             generation: AtomicU64::new(0),
-            segments: AtomicUsize::new(primary.max_transmit_segments().get()),
-            primary: Slot::new(Arc::new(primary)),
+            segments: AtomicUsize::new(segments),
             routes: Mutex::new(Arc::new(Routes {
+                primary: Arc::downgrade(&primary),
                 local_addr,
                 tunnels: Vec::new(),
                 extras: Vec::new(),
                 overrides: HashMap::new(),
             })),
+            primary: Slot::new(primary),
             numbers: Numbers::default(),
             counters: Arc::default(),
             receiver: Arc::default(),
@@ -126,36 +131,55 @@ impl Shared {
         self.segments.load(Ordering::Relaxed)
     }
 
-    /// The node's own socket; `None` once it was closed.
+    /// The node's own socket, found without a lock; `None` once it was closed.
     #[inline]
-    pub(crate) fn primary(&self) -> Option<Arc<Port>> {
+    pub(crate) fn primary(&self, routes: &Routes) -> Option<Arc<Port>> {
+        // A table read just before a renewal leads to the old port, which may be gone.
+        routes.primary.upgrade().or_else(|| self.newest_primary())
+    }
+
+    /// [`Self::primary`] for who has no table at hand.
+    #[cold]
+    pub(crate) fn newest_primary(&self) -> Option<Arc<Port>> {
         self.primary.get()
     }
 
-    /// Puts `renewed` where `old` is, unless somebody else has replaced or closed it meanwhile.
-    pub(crate) fn renew_primary(&self, old: &Port, renewed: Port) {
-        let segments = renewed.max_transmit_segments().get();
-        self.primary.replace(old, Arc::new(renewed));
-        self.segments.store(segments, Ordering::Relaxed);
-        self.receiver.wake();
+    /// Puts `renewed` where `old` is; false if somebody has replaced or closed that meanwhile.
+    pub(crate) fn renew_primary(&self, old: &Port, renewed: Port) -> bool {
+        self.install(renewed, |port| self.primary.replace(old, port), |_| {})
     }
 
     /// Takes another socket as the node's own. False if it was closed.
     pub(crate) fn rebind_primary(&self, port: Port, local_addr: SocketAddr) -> bool {
-        let Some(old) = self.primary() else {
-            return false;
-        };
-        self.renew_primary(&old, port);
+        let install = |port| self.primary.set(port);
+        self.install(port, install, |routes| routes.local_addr = local_addr)
+    }
+
+    /// Publishes `port`, if `install` can put it into the slot.
+    fn install(
+        &self,
+        port: Port,
+        install: impl FnOnce(Arc<Port>) -> bool,
+        change: impl FnOnce(&mut Routes),
+    ) -> bool {
+        let segments = port.max_transmit_segments().get();
+        let port = Arc::new(port);
+        let mut installed = false;
         self.update(|routes| {
-            routes.local_addr = local_addr;
-            true
+            installed = install(port.clone());
+            if installed {
+                self.segments.store(segments, Ordering::Relaxed);
+                routes.primary = Arc::downgrade(&port);
+                change(routes);
+            }
+            installed
         });
-        true
+        installed
     }
 
     /// Closes the node's own socket. What is still sent goes nowhere.
     pub(crate) fn close_primary(&self) -> Option<Arc<Port>> {
-        let port = self.primary();
+        let port = self.newest_primary();
         self.primary.close();
         self.receiver.wake();
         port
@@ -252,15 +276,26 @@ impl<T: ?Sized> Slot<T> {
 }
 
 impl<T> Slot<T> {
-    /// Puts `new` where `old` is, unless that has been closed or replaced meanwhile.
-    pub(crate) fn replace(&self, old: &T, new: Arc<T>) {
+    /// Puts `new` where `old` is; false if that has been closed or replaced meanwhile.
+    pub(crate) fn replace(&self, old: &T, new: Arc<T>) -> bool {
+        self.swap(new, |present| std::ptr::eq(present, old))
+    }
+
+    /// Puts `new` in; false if the slot is closed.
+    pub(crate) fn set(&self, new: Arc<T>) -> bool {
+        self.swap(new, |_| true)
+    }
+
+    fn swap(&self, new: Arc<T>, wanted: impl FnOnce(&T) -> bool) -> bool {
         let mut content = self.lock();
-        if content
-            .as_deref()
-            .is_some_and(|present| std::ptr::eq(present, old))
-        {
-            *content = Some(new);
+        if !content.as_deref().is_some_and(wanted) {
+            return false;
         }
+        let old = content.replace(new);
+        drop(content);
+        // Outside the lock, as in `close`.
+        drop(old);
+        true
     }
 }
 

@@ -68,7 +68,7 @@ impl noq::UdpSender for NodeSender {
             return Poll::Ready(Ok(()));
         }
         let (extra, adopted) = extra_port(routes, destination).unzip();
-        let Some(port) = adopted.or_else(|| shared.primary()) else {
+        let Some(port) = adopted.or_else(|| shared.primary(routes)) else {
             return Poll::Ready(Ok(()));
         };
         let port = &*port;
@@ -198,10 +198,11 @@ fn send_failed(
     }
     if let Some(renewed) = renewed {
         Counters::bump(&shared.counters.offload_renewed);
-        match extra {
+        // Somebody who was faster has renewed it as well.
+        let _ = match extra {
             Some(extra) => extra.port.replace(port, Arc::from(renewed)),
             None => shared.renew_primary(port, *renewed),
-        }
+        };
     }
 }
 

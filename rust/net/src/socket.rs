@@ -151,7 +151,7 @@ impl AsyncUdpSocket for NodeSocket {
                 return Poll::Ready(Ok(count));
             }
         }
-        let polled = match self.shared.primary() {
+        let polled = match self.shared.primary(self.reader.cached()) {
             Some(primary) => self
                 .receiving
                 .poll(&self.shared.counters, &primary, cx, bufs, meta),
@@ -184,12 +184,14 @@ impl AsyncUdpSocket for NodeSocket {
 
     fn max_receive_segments(&self) -> NonZeroUsize {
         self.shared
-            .primary()
+            .newest_primary()
             .map_or(NonZeroUsize::MIN, |port| port.max_receive_segments())
     }
 
     fn may_fragment(&self) -> bool {
-        self.shared.primary().is_none_or(|port| port.may_fragment())
+        self.shared
+            .newest_primary()
+            .is_none_or(|port| port.may_fragment())
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use anyreach_net::{BindOptions, IpMode, bind, canonical};
+use anyreach_net::{BindOptions, IpMode, MuxError, bind, canonical};
 use common::{Node, run, transfer, until};
 use noq::{Connection, PathId};
 
@@ -228,5 +228,19 @@ fn the_primary_socket_can_be_replaced_under_a_connection() {
             after.port(),
             "the server followed the migration"
         );
+    });
+}
+
+#[test]
+fn closing_frees_the_port_under_a_living_endpoint() {
+    run(async {
+        let (a, b) = (Node::bind("[::]:0"), Node::bind("[::]:0"));
+        let pair = a.connect(&b, at("127.0.0.1", b.addr.port())).await;
+        let options = BindOptions::new(at("[::]", a.addr.port()));
+        bind(&options).expect_err("in use");
+        a.handle.close().await;
+        let spare = bind(&options).expect("free, although idle connections remember the socket");
+        assert!(matches!(a.handle.rebind(spare), Err(MuxError::Closed)));
+        drop(pair);
     });
 }
