@@ -7,6 +7,7 @@ resolver, the clock and the core.
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from anyreach.peer import PeerAddress
 
 __all__ = ["Endpoint", "Flow", "Waiter"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -96,6 +99,7 @@ class Flow:
         self._changed = asyncio.Event()
         self._connection: _core.Connection | None = None
         self._error: Exception | None = None
+        self._over = False
         self.peer = peer
         self.waiters = 0
         self.race = Race(attempt_delay=dialer.attempt_delay, rtts=dialer.book.rtts)
@@ -169,6 +173,7 @@ class Flow:
                 except TimeoutError:
                     continue  # time for the next attempt
         finally:
+            self._over = True
             self._account()
             for job in self._jobs:
                 job.cancel()
@@ -199,6 +204,8 @@ class Flow:
         if not task.cancelled():
             error = task.exception()
             if isinstance(error, Exception):
+                if self._over:  # nobody will ask any more
+                    logger.error("%s failed after the race", task.get_name(), exc_info=error)
                 self.fail(error)
         self._changed.set()
 

@@ -22,7 +22,7 @@ class Script:
     """Stands in for the system's resolver: each family answers when its event is set."""
 
     def __init__(self, v6: Answer, v4: Answer) -> None:
-        self.answers = {socket.AF_INET6: v6, socket.AF_INET: v4}
+        self.answers: dict[int, Answer] = {socket.AF_INET6: v6, socket.AF_INET: v4}
         self.gates = {family: asyncio.Event() for family in self.answers}
         self.asked: list[int] = []
         self.both_asked = asyncio.Event()
