@@ -38,7 +38,7 @@ async def test_connections() -> None:
 
 async def test_bytes_of_open_and_of_ended_connections() -> None:
     async with nodes(V4, V4) as (alice, bob):
-        watch = Watch(alice)
+        watch, their_watch = Watch(alice), Watch(bob)
         connection = await alice.connect(at(bob, "127.0.0.1"))
         other_end = await accepted(bob)
         before = alice.metrics().bytes_total
@@ -53,7 +53,7 @@ async def test_bytes_of_open_and_of_ended_connections() -> None:
         for direction in ("sent", "received"):
             assert after["direct", direction] - during["direct", direction] >= SIZE
         # What one side sent the other received, but for what was under way at the end.
-        await until(lambda: not bob.connections)
+        await their_watch.next(Disconnected)
         theirs = bob.metrics().bytes_total
         assert theirs["direct", "received"] == pytest.approx(after["direct", "sent"], rel=0.05)
 
