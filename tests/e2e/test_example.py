@@ -18,7 +18,7 @@ def test_the_example_of_the_docstring(tmp_path: Path) -> None:
     program.write_text(code)
     package = str(Path(anyreach.__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", program],
+        [sys.executable, "-W", "error", program],
         env={**os.environ, "PYTHONPATH": package},
         capture_output=True,
         text=True,
