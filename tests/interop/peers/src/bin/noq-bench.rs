@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use noq as quic;
-use peers::line::Line;
 
 #[path = "../shared/bench.rs"]
 mod bench;
@@ -27,15 +26,6 @@ mod engine {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match bench::main().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            Line::event("error")
-                .text("error", peers::describe(&error))
-                .print();
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> ExitCode {
+    bench::main()
 }

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use peers::line::Line;
 use quinn as quic;
 
 #[path = "../shared/bench.rs"]
@@ -25,15 +24,6 @@ mod engine {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match bench::main().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            Line::event("error")
-                .text("error", peers::describe(&error))
-                .print();
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> ExitCode {
+    bench::main()
 }

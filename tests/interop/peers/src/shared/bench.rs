@@ -7,6 +7,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    process::ExitCode,
     str::SplitWhitespace,
     sync::{
         Arc,
@@ -24,7 +25,7 @@ use peers::{
     socket,
     tls::{Auth, Group, Tls},
 };
-use tokio::sync::mpsc;
+use tokio::{runtime, sync::mpsc};
 
 use crate::{
     engine,
@@ -34,7 +35,7 @@ use crate::{
     },
 };
 
-const NAMES: [&str; 4] = ["auth", "certificate", "key", "connect"];
+const NAMES: [&str; 5] = ["auth", "certificate", "key", "connect", "threads"];
 const ALPN: &str = "bench";
 
 /// Windows of every contender; see `benches/contenders/protocol.py`.
@@ -67,9 +68,29 @@ fn transport() -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-/// Runs the program.
-pub(crate) async fn main() -> Result<(), Failure> {
-    let args = Args::from_env(&NAMES)?;
+/// Runs the program: on a current-thread runtime, or with `--threads` on one with so many workers.
+pub(crate) fn main() -> ExitCode {
+    let outcome = Args::from_env(&NAMES).and_then(|args| {
+        let mut runtime = match args.get("threads", 1)? {
+            1 => runtime::Builder::new_current_thread(),
+            threads => {
+                let mut runtime = runtime::Builder::new_multi_thread();
+                runtime.worker_threads(threads);
+                runtime
+            }
+        };
+        runtime.enable_all().build()?.block_on(run(&args))
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            Line::event("error").text("error", describe(&error)).print();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<(), Failure> {
     let auth = match args.text("auth") {
         None | Some("x509") => Auth::X509 {
             certificate: args.text("certificate").map(Into::into),
