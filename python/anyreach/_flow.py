@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from anyreach import _core
-from anyreach._local import to_core
+from anyreach._local import from_core, to_core
 from anyreach.addresses import IpMode, SocketAddress
 from anyreach.candidates import MAX_CANDIDATES, Candidate, CandidateKind, DropReason
 from anyreach.errors import Attempt, ConnectError, ConnectTimeout, PeerIdMismatch
@@ -124,9 +124,14 @@ class Flow:
 
     def settle(self, connection: _core.Connection) -> None:
         """End the race with ``connection``, which may not come from it."""
-        if self._connection is None and connection.close_reason is None:
-            self._connection = connection
-            self._changed.set()
+        if self._connection is not None or connection.close_reason is not None:
+            return
+        self._connection = connection
+        self._changed.set()
+        if connection.outbound:
+            # The core may tell of the connection before the attempt that made it is polled.
+            for path in connection.paths():
+                self._outcomes.setdefault(from_core(*path.remote), "connected")
 
     def fail(self, error: Exception) -> None:
         """End the race with ``error``."""

@@ -22,7 +22,7 @@ from anyreach.errors import ConnectError, ConnectTimeout, NodeClosed, PeerIdMism
 from anyreach.metrics import Recorder
 from anyreach.peer import PeerAddress, PeerId
 
-from .fake_core import FakeConnection, FakeEndpoint
+from .fake_core import FakeConnection, FakeEndpoint, FakePath
 
 if TYPE_CHECKING:
     from anyreach import _core
@@ -179,6 +179,15 @@ async def test_an_arriving_connection_ends_the_race() -> None:
     rig.dialer.arrived(arrived.core(), PEER)
     assert await call is arrived.core()
     assert dial.cancelled
+
+
+async def test_a_connection_told_before_its_attempt_is_polled_counts_for_its_address() -> None:
+    rig = Rig()
+    call = rig.call(V6, V4)
+    await rig.endpoint.started(2)
+    rig.dialer.arrived(FakeConnection(route=[FakePath(remote=("192.0.2.1", 9000))]).core(), PEER)
+    await call
+    assert rig.outcomes() == {("given", "connected"): 1, ("given", "cancelled"): 1}
 
 
 async def test_a_dead_arrival_does_not_end_the_race() -> None:
