@@ -92,7 +92,7 @@ async def run(context: Context) -> int:
         path = connection.path
         gigabytes = max(result.octets, 1) / 1e9
         offered, arrived = result.offered, result.datagrams
-        context.output.event(
+        session.conclude(
             {
                 "event": "bench",
                 "mb_per_s": result.octets / 1e6 / max(result.seconds, 1e-9),

@@ -12,7 +12,7 @@ from anyreach.peer import parse_peer
 
 from . import options
 from .runner import FAILED, OK
-from .session import running_node
+from .session import Session, running_node
 
 if TYPE_CHECKING:
     import argparse
@@ -55,17 +55,18 @@ async def run(context: Context) -> int:
         context,
         bind=options.CLIENT_BIND,
         options={} if args.timeout is None else {"connect_timeout": args.timeout},
-        all_events=True,
+        all_events=args.json,  # people asked about one connection
     ) as session:
         started = time.perf_counter()
         try:
             connection = await session.dial(peer)
         except ConnectError as error:
-            _report_failure(context, peer, error, _ms_since(started))
+            _report_failure(session, peer, error, _ms_since(started))
+            context.output.complain(str(error))
             return FAILED
         watch = _Watch(connection, started)
         await watch.hold(args.hold)
-        return _report(context, connection, watch, args.require)
+        return _report(context, session, connection, watch)
 
 
 class _Watch:
@@ -97,16 +98,16 @@ class _Watch:
             self.ms_direct = milliseconds
 
 
-def _report(context: Context, connection: Connection, watch: _Watch, require: str) -> int:
+def _report(context: Context, session: Session, connection: Connection, watch: _Watch) -> int:
     path = watch.path
     error: str | None = None
     if connection.closed:
         error = f"the connection ended: {connection.close_reason}"
     elif path is None:
         error = "the connection has no usable path"
-    elif require == "direct" and path.method == "relayed":
+    elif context.args.require == "direct" and path.method == "relayed":
         error = f"only a relayed path was found, via {path.remote}"
-    context.output.event(
+    session.conclude(
         {
             "event": "result",
             "ok": error is None,
@@ -129,9 +130,9 @@ def _report(context: Context, connection: Connection, watch: _Watch, require: st
 
 
 def _report_failure(
-    context: Context, peer: PeerAddress, error: ConnectError, milliseconds: float
+    session: Session, peer: PeerAddress, error: ConnectError, milliseconds: float
 ) -> None:
-    context.output.event(
+    session.conclude(
         {
             "event": "result",
             "ok": False,
@@ -148,7 +149,6 @@ def _report_failure(
             "attempts": [asdict(attempt) for attempt in error.attempts],
         }
     )
-    context.output.complain(str(error))
 
 
 def _ms_since(started: float) -> float:

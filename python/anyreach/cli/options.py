@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIENT_BIND",
     "NODE_BIND",
+    "Parser",
     "add_common_options",
     "add_json_option",
     "add_peer_argument",
@@ -36,6 +38,9 @@ __all__ = [
     "set_up_logging",
     "size",
 ]
+
+#: Turns the text of an option into its value, or raises ``argparse.ArgumentTypeError``.
+Parser = Callable[[str], object]
 
 #: Where ``anyreach node`` listens by default: a port people can remember, forward in a router,
 #: and put in known_peers.

@@ -96,7 +96,7 @@ class Output:
             sys.stdout.write(_encodable(text, sys.stdout) + "\n")
             sys.stdout.flush()
         except (BrokenPipeError, ConnectionResetError):
-            self._break()
+            self.reader_gone()
 
     def _error_line(self, prefix: str, text: str) -> None:
         if sys.stderr is None:
@@ -110,8 +110,10 @@ class Output:
         except OSError:
             return
 
-    def _break(self) -> None:
+    def reader_gone(self) -> None:
         """Nobody reads any more: stay quiet, also when the interpreter flushes at its end."""
+        if self.broken:
+            return
         self.broken = True
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())

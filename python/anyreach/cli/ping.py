@@ -16,7 +16,7 @@ from . import options
 from .echo import ANSWER, MAX_NUMBER, REQUEST, decode_ping, encode_ping
 from .flows import DatagramFlows
 from .runner import FAILED, OK
-from .session import open_service, running_node
+from .session import Session, open_service, running_node
 
 if TYPE_CHECKING:
     import argparse
@@ -63,7 +63,7 @@ async def run(context: Context) -> int:
     ) as session:
         connection = await session.dial(peer)
         stream, reply = await open_service(connection, "ping")
-        pinger = _Pinger(connection, context.output)
+        pinger = _Pinger(connection, session, context.output)
         try:
             if get_bool(reply, "datagrams") and connection.max_datagram_size is not None:
                 await _over_datagrams(connection, stream, pinger, args)
@@ -115,8 +115,9 @@ async def _over_stream(stream: Stream, pinger: _Pinger, args: argparse.Namespace
 class _Pinger:
     """Numbers pings, times their answers and counts the lost ones."""
 
-    def __init__(self, connection: Connection, output: Output) -> None:
+    def __init__(self, connection: Connection, session: Session, output: Output) -> None:
         self._connection = connection
+        self._session = session
         self._output = output
         self._sent_at: dict[int, float] = {}
         self._settled = asyncio.Event()
@@ -187,7 +188,7 @@ class _Pinger:
     def summarize(self) -> None:
         """Tells the totals. Pings still on their way count as lost."""
         times = self.times
-        self._output.event(
+        self._session.conclude(
             {
                 "event": "summary",
                 "sent": self.sent,

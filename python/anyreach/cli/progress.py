@@ -21,6 +21,9 @@ _REDRAW_SECONDS: Final = 0.1
 #: Seconds the shown rate looks back: steady enough to read, quick enough to show a stall.
 _RATE_WINDOW: Final = 3.0
 
+#: Seconds beyond which a forecast says nothing: 100 hours.
+_LONGEST_ETA: Final = 360_000
+
 #: Columns of the bar itself.
 _BAR_COLUMNS: Final = 24
 
@@ -46,7 +49,7 @@ def bar_line(name: str, done: int, total: int, rate: float, columns: int) -> str
     filled = round(share * _BAR_COLUMNS)
     if done >= total:
         eta = "done"
-    elif rate > 0:
+    elif rate * _LONGEST_ETA > total - done:
         eta = f"eta {duration_text((total - done) / rate)}"
     else:
         eta = "eta -:--"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -92,7 +93,7 @@ async def _supervise(command: Callable[[Context], Awaitable[int]], context: Cont
         context.signalled = number
         task.cancel()
 
-    with _signals(stop):
+    with _signals(stop), _watched_output(context.output):
         return await command(context)
 
 
@@ -119,6 +120,28 @@ def _signals(stop: Callable[[int], None]) -> Iterator[None]:
             with contextlib.suppress(NotImplementedError):
                 loop.remove_signal_handler(number)
             signal.signal(number, previous[number])
+
+
+@contextlib.contextmanager
+def _watched_output(output: Output) -> Iterator[None]:
+    """Notices that a pipe lost its reader also while there is nothing to print."""
+    try:
+        descriptor = sys.stdout.fileno()
+        piped = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    except (AttributeError, OSError, ValueError):  # no standard output, or a replaced one
+        piped = False
+    loop = asyncio.get_running_loop()
+    if piped:
+        try:
+            # A pipe we write to never becomes readable: an event on it is its end.
+            loop.add_reader(descriptor, output.reader_gone)
+        except (NotImplementedError, OSError):
+            piped = False
+    try:
+        yield
+    finally:
+        if piped:
+            loop.remove_reader(descriptor)
 
 
 def _sentence(error: Exception) -> str:

@@ -213,7 +213,7 @@ class _Delivery:
         if totals.failed:
             return FAILED
         seconds = max(time.perf_counter() - totals.started, 1e-6)
-        self._output.event(
+        self._session.conclude(
             {
                 "event": "sent",
                 "files": totals.files,

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from anyreach.errors import AnyreachError
+from anyreach.errors import AnyreachError, ConnectionLost
 from anyreach.events import Connected
 from anyreach.transfer.errors import TransferError, TransferErrorCode
 from anyreach.transfer.frames import encode_frame
 from anyreach.transfer.messages import refusal
+from anyreach.transfer.stream import STOP_REFUSED
 
 from .bench_service import BenchService
 from .echo import answer_pings
@@ -71,15 +72,17 @@ class Services:
         """Serves the streams the peer opens until the connection ends."""
         session = _Session(connection, self._mailroom, self._only)
         slots = asyncio.Semaphore(_MAX_STREAMS)
-        try:
-            async with asyncio.TaskGroup() as group:
-                while True:
-                    await slots.acquire()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await slots.acquire()
+                try:
                     stream = await connection.accept_stream()
-                    task = group.create_task(session.answer(stream))
-                    task.add_done_callback(lambda _: slots.release())
-        except* (AnyreachError, OSError) as errors:
-            _log.debug("%s: %s", connection, errors.exceptions[0])
+                except ConnectionLost as lost:
+                    # What is still being served finds out by itself and puts things in order.
+                    _log.debug("%s: %s", connection, lost)
+                    return
+                task = group.create_task(session.answer(stream))
+                task.add_done_callback(lambda _: slots.release())
 
 
 class _Session:
@@ -134,7 +137,7 @@ class _Session:
             if not error.remote:
                 await stream.write(encode_frame(refusal(error)))
                 await stream.finish()
-                stream.stop(BAD_HEADER)
+                stream.stop(STOP_REFUSED)
             raise
 
     async def _ping(self, stream: Stream, _: Request) -> None:

@@ -97,15 +97,21 @@ class Session:
         self.node: Final = node
         self._output = output
         self._all_events = all_events
+        self._quiet = False
         self._told: defaultdict[PeerId, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def tell(self, events: AsyncIterator[Event]) -> None:
         """Tells events until the node is closed."""
         async for event in events:
-            if self._all_events or event.event in _USUAL:
+            if not self._quiet and (self._all_events or event.event in _USUAL):
                 self._output.event(event.to_dict())
             if isinstance(event, Connected):
                 self._told[event.peer_id].set()
+
+    def conclude(self, event: dict[str, object]) -> None:
+        """Tells the last event of a command: what closing the node causes is not told."""
+        self._quiet = True
+        self._output.event(event)
 
     async def dial(self, peer: PeerAddress) -> Connection:
         """Connects to ``peer``; its ``connected`` event has been told then.

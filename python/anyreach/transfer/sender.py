@@ -65,7 +65,9 @@ class Outgoing:
             TransferError: a folder, a device, or a name no receiver accepts.
             OSError: missing or not readable.
         """
-        name = check_name(path.name or path.resolve().name)
+        # The bytes on disk are what the name is, whatever the locale of this process.
+        local = os.fsencode(path.name or path.resolve().name)
+        name = check_name(local.decode("utf-8", "surrogateescape"))
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise TransferError(
@@ -207,20 +209,23 @@ class _Sending:
     pacer: Pacer | None
 
     async def run(self) -> Sent:
+        try:
+            return await self._run()
+        except (StreamReset, StreamClosed):
+            # The receiver stopped us; it says why in a frame. If it does not, the reset stands.
+            await _read_refusal(self.stream)
+            raise
+
+    async def _run(self) -> Sent:
         size = self.outgoing.size
         offer = Offer(self.outgoing.name, size, self.outgoing.content_id)
         await self.stream.write(encode_frame(offer.to_body()))
         offset = await self._agree()
         self.progress(offset)
-        try:
-            await self._write_body(offset)
-            trailer = Trailer(await self.worker.submit(self.reader.finish))
-            await self.stream.write(encode_frame(trailer.to_body()))
-            await self.stream.finish()
-        except (StreamReset, StreamClosed):
-            # The receiver stopped us; it says why in a frame. If it does not, the reset stands.
-            await _read_refusal(self.stream)
-            raise
+        await self._write_body(offset)
+        trailer = Trailer(await self.worker.submit(self.reader.finish))
+        await self.stream.write(encode_frame(trailer.to_body()))
+        await self.stream.finish()
         async with asyncio.timeout(patience(size)):
             done = Done.from_body(await read_frame(self.stream))
         return Sent(done.name, size, trailer.sha256, offset, done.existing)

@@ -152,7 +152,7 @@ class Inbox:
     def existing_sha256(self, name: str, size: int) -> str | None:
         """SHA-256 of the regular file ``name`` if it is there with this size, else ``None``."""
         try:
-            descriptor = os.open(self.directory / name, os.O_RDONLY | _NO_FOLLOW)
+            descriptor = os.open(self.directory / local_name(name), os.O_RDONLY | _NO_FOLLOW)
         except OSError:
             return None
         try:
@@ -173,9 +173,9 @@ class Inbox:
             TransferError: ``busy`` if another transfer has it, ``io`` or ``disk-full``.
         """
         file_name = partial_name(name, content_id)
-        if file_name in self._locked:
+        path = self.directory / local_name(file_name)
+        if path.name in self._locked:
             raise TransferError(TransferErrorCode.BUSY, f"{name!r} is being received already")
-        path = self.directory / file_name
         with _reported("the partial file cannot be opened"):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666)
         try:
@@ -195,7 +195,7 @@ class Inbox:
         except BaseException:
             os.close(descriptor)
             raise
-        self._locked.add(file_name)
+        self._locked.add(path.name)
         return Partial(self, path, descriptor, status.st_size)
 
     def _unlock(self, path: Path) -> None:
@@ -291,11 +291,16 @@ class Partial:
         for number in range(MAX_NUMBER + 1):
             candidate = numbered_name(name, number)
             try:
-                _move_without_clobbering(self._path, self._inbox.directory / candidate)
+                _move_without_clobbering(self._path, self._inbox.directory / local_name(candidate))
             except FileExistsError:
                 continue
             return candidate
         raise OSError(errno.EEXIST, f"{MAX_NUMBER} files of this name exist already")
+
+
+def local_name(name: str) -> str:
+    """``name`` as this process writes it: on disk it is UTF-8 even in a C locale."""
+    return os.fsdecode(name.encode("utf-8"))
 
 
 def _move_without_clobbering(source: Path, target: Path) -> None:

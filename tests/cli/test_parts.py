@@ -1,0 +1,156 @@
+"""The pure parts of the command line: headers, sentences, the progress bar, option values."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anyreach.cli import options
+from anyreach.cli.echo import ANSWER, REQUEST, decode_ping, encode_ping
+from anyreach.cli.header import (
+    HeaderError,
+    decode_varint,
+    encode_header,
+    encode_varint,
+    read_header,
+)
+from anyreach.cli.progress import RateMeter, bar_line
+from anyreach.cli.words import bytes_text, duration_text
+
+
+class Bytes:
+    """A stream that holds these bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def readexactly(self, n: int, /) -> bytes:
+        if len(self.data) < n:
+            raise asyncio.IncompleteReadError(self.data, n)
+        taken, self.data = self.data[:n], self.data[n:]
+        return taken
+
+
+@given(
+    st.from_regex(r"\A[a-z][a-z0-9-]{0,31}\Z"),
+    st.dictionaries(st.text(min_size=1, max_size=20), st.integers() | st.text(max_size=50)),
+)
+def test_headers_round_trip(service: str, parameters: dict[str, object]) -> None:
+    parameters.pop("service", None)
+    request = asyncio.run(read_header(Bytes(encode_header(service, **parameters) + b"rest")))
+    assert request.service == service
+    assert request.body == {"service": service, **parameters}
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_a_header_or_not(data: bytes) -> None:
+    try:
+        asyncio.run(read_header(Bytes(data)))
+    except (HeaderError, EOFError):
+        return
+
+
+@given(st.integers(0, 2**62 - 1), st.binary(max_size=10))
+def test_varints_round_trip(value: int, rest: bytes) -> None:
+    data = encode_varint(value)
+    assert len(data) in (1, 2, 4, 8)
+    assert decode_varint(data + rest) == (value, len(data))
+    assert decode_varint(data[:-1]) is None or len(data) == 1
+
+
+@pytest.mark.parametrize("value", [-1, 2**62, 2**70])
+def test_varints_have_62_bits(value: int) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        encode_varint(value)
+
+
+@given(st.binary(max_size=8))
+def test_pings_decode_or_not(data: bytes) -> None:
+    ping = decode_ping(data)
+    if ping is not None:
+        assert encode_ping(*ping) == data
+        assert ping[0] in (REQUEST, ANSWER)
+
+
+@given(
+    st.text(max_size=300),
+    st.integers(0, 2**50),
+    st.integers(0, 2**50),
+    st.floats(0, 1e12),
+    st.integers(0, 300),
+)
+def test_the_bar_fits_its_line(name: str, done: int, total: int, rate: float, columns: int) -> None:
+    line = bar_line(name, min(done, total), total, rate, columns)
+    assert len(line) <= max(columns - 1, 0)
+
+
+def test_the_bar_says_what_people_want_to_know() -> None:
+    line = bar_line("video.mkv", 250_000_000, 1_000_000_000, 50e6, 100)
+    for part in ("video.mkv", "25%", "250 MB/1.0 GB", "50.0 MB/s", "eta 0:15"):
+        assert part in line
+    assert "done" in bar_line("x", 0, 0, 0, 100)
+
+
+def test_the_rate_looks_back_a_few_seconds() -> None:
+    meter = RateMeter(0.0, 0)
+    for second in range(1, 10):
+        assert meter.update(second, second * 100) == pytest.approx(100)
+    for second in range(10, 16):
+        rate = meter.update(second, 900)
+    assert rate == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_234_567, "1.2 MB"), (99_960_000, "100 MB"),
+     (999_400_000, "999 MB"), (999_600_000, "1.0 GB"), (5e15, "5000 TB")],
+)  # fmt: skip
+def test_sizes(count: float, text: str) -> None:
+    assert bytes_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (7.9, "0:07"), (754, "12:34"), (3723, "1:02:03")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"),
+    [
+        (options.seconds, "0.5", 0.5),
+        (options.seconds_or_zero, "0", 0.0),
+        (options.count, "12", 12),
+        (options.rate, "500k", 500_000),
+        (options.rate, "1.5M", 1_500_000),
+        (options.size, "2G", 2_000_000_000),
+        (options.size, "0", 0),
+        (options.listen_address, "127.0.0.1:9090", ("127.0.0.1", 9090)),
+        (options.listen_address, "[::1]:0", ("::1", 0)),
+    ],
+)
+def test_option_values(parse: options.Parser, text: str, value: object) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        *((options.seconds, text) for text in ("", "0", "-1", "nan", "inf", "1e99", "soon")),
+        *((options.count, text) for text in ("", "0", "-1", "1.5", "x", "٣", "9" * 20)),
+        *((options.rate, text) for text in ("", "0", "k", "1x", "nan", "-5M", "999")),
+        *((options.size, text) for text in ("", "-1", "nan", "1e30", "MM")),
+        *(
+            (options.listen_address, text)
+            for text in ("", "9090", "host", "[::1]", "1.2.3.4:99999")
+        ),
+    ],
+)
+def test_bad_option_values(parse: options.Parser, text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse(text)
