@@ -1,12 +1,13 @@
 //! The endpoint: one socket, its connections, what happens on it; and attempts to reach peers.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyreach_quic::{DialError, EndpointConfig, Event, IpMode, PeerId};
+use anyreach_quic::{DialError, DialOutcome, EndpointConfig, Event, IpMode, PeerId};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
+use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::bridge::Bridge;
@@ -128,18 +129,21 @@ impl Endpoint {
         let address = socket_address(ip, port)?;
         let timeout = seconds(timeout)?;
         let endpoint = inner.endpoint.clone();
-        let attempt = py.detach(|| -> Result<_, Failure> {
-            Ok(runtime::handle()?
-                .spawn(async move { endpoint.dial(address, peer_id.map(PeerId), timeout).await }))
-        })?;
-        Ok(Dial::new(attempt, Arc::clone(&inner.connections)))
+        let connections = Arc::clone(&inner.connections);
+        py.detach(|| {
+            let dial = async move { endpoint.dial(address, peer_id.map(PeerId), timeout).await };
+            Ok(Dial::new(&runtime::handle()?, connections, dial))
+        })
     }
 
     /// The established connection to a peer.
     fn connection(&self, py: Python<'_>, peer_id: [u8; 32]) -> Result<Option<Connection>, Failure> {
         let inner = self.0.get()?;
         let found = py.detach(|| inner.endpoint.connection(&PeerId(peer_id)));
-        Ok(found.map(|connection| inner.connections.wrap(connection)))
+        Ok(found.map(|connection| {
+            connection.claim();
+            inner.connections.wrap(connection)
+        }))
     }
 
     /// All established connections.
@@ -291,7 +295,8 @@ impl Inner {
     }
 }
 
-/// One attempt in progress. Dropping or cancelling it ends the attempt.
+/// One attempt in progress. Dropping or cancelling it ends the attempt, and closes the connection
+/// it has made unless somebody took that.
 #[pyclass(frozen, module = "anyreach._core")]
 pub(crate) struct Dial(PerProcess<Attempt>);
 
@@ -299,9 +304,53 @@ struct Attempt {
     task: AbortHandle,
     outcome: Slot<Outcome>,
     connections: Arc<Connections>,
+    made: Arc<Made>,
 }
 
 type Outcome = Result<anyreach_quic::Connection, DialError>;
+
+/// The connection an attempt has made, from the moment it exists.
+#[derive(Default)]
+struct Made(Mutex<MadeState>);
+
+#[derive(Default)]
+struct MadeState {
+    given_up: bool,
+    connection: Option<anyreach_quic::Connection>,
+}
+
+impl Made {
+    fn lock(&self) -> MutexGuard<'_, MadeState> {
+        // Nothing panics while holding the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The attempt has an outcome. Hands the connection on, unless nobody wants it any more.
+    fn completed(&self, outcome: DialOutcome) -> Outcome {
+        let mut state = self.lock();
+        if outcome.made_here {
+            if state.given_up {
+                outcome.connection.close_unclaimed();
+                return Err(given_up());
+            }
+            state.connection = Some(outcome.connection.clone());
+        }
+        Ok(outcome.connection)
+    }
+
+    /// The outcome was taken.
+    fn taken(&self) {
+        self.lock().connection = None;
+    }
+
+    fn give_up(&self) {
+        let mut state = self.lock();
+        state.given_up = true;
+        if let Some(connection) = state.connection.take() {
+            connection.close_unclaimed();
+        }
+    }
+}
 
 #[pymethods]
 impl Dial {
@@ -315,9 +364,14 @@ impl Dial {
         let attempt = self.0.get()?;
         let queue = bridge.queue()?;
         let outcome = py.detach(|| {
-            attempt.outcome.poll(queue, token, || {
+            let outcome = attempt.outcome.poll(queue, token, || {
                 Box::pin(std::future::ready(Err(given_up())))
-            })
+            })?;
+            if let Some(Ok(connection)) = &outcome {
+                connection.claim();
+                attempt.made.taken();
+            }
+            Ok::<_, Failure>(outcome)
         })?;
         outcome
             .transpose()
@@ -325,15 +379,26 @@ impl Dial {
             .map(|found| found.map(|connection| attempt.connections.wrap(connection)))
     }
 
-    /// Gives the attempt up; `poll` then fails with the reason "cancelled".
-    fn cancel(&self) -> Result<(), Failure> {
-        self.0.get()?.task.abort();
+    /// Gives the attempt up; `poll` then fails with the reason "cancelled", unless the connection
+    /// was taken before.
+    fn cancel(&self, py: Python<'_>) -> Result<(), Failure> {
+        let attempt = self.0.get()?;
+        py.detach(|| attempt.give_up());
         Ok(())
     }
 }
 
 impl Dial {
-    fn new(task: JoinHandle<Outcome>, connections: Arc<Connections>) -> Self {
+    fn new(
+        runtime: &Handle,
+        connections: Arc<Connections>,
+        dial: impl Future<Output = Result<DialOutcome, DialError>> + Send + 'static,
+    ) -> Self {
+        let made = Arc::new(Made::default());
+        let task: JoinHandle<Outcome> = runtime.spawn({
+            let made = made.clone();
+            async move { made.completed(dial.await?) }
+        });
         Self(PerProcess::new(Attempt {
             task: task.abort_handle(),
             outcome: Slot::with(Box::pin(async move {
@@ -348,13 +413,21 @@ impl Dial {
                 }
             })),
             connections,
+            made,
         }))
+    }
+}
+
+impl Attempt {
+    fn give_up(&self) {
+        self.task.abort();
+        self.made.give_up();
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.task.abort();
+        self.give_up();
     }
 }
 

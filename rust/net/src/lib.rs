@@ -46,6 +46,7 @@ pub use interfaces::{InterfaceAddress, interface_addresses};
 pub use mux::{
     ExtraOptions, ExtraSocket, Injector, MuxError, MuxHandle, Tunnel, TunnelSend, TunnelSendError,
 };
+pub use sender::is_possible_peer;
 pub use socket::NodeSocket;
 pub use synthetic::{SyntheticAddr, is_synthetic};
 pub use unreachable::Unreachable;

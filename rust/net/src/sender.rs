@@ -134,7 +134,7 @@ pub(crate) fn in_socket_form<'a>(
 }
 
 /// Whether a QUIC peer can have this (canonical) address at all.
-fn is_possible_peer(addr: SocketAddr) -> bool {
+pub fn is_possible_peer(addr: SocketAddr) -> bool {
     let ip_fits = match addr.ip() {
         IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast(),
         IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast(),

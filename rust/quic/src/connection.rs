@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -30,12 +33,53 @@ struct Inner {
     paths: Mutex<BTreeMap<PathId, PathRecord>>,
     /// Why this side closed, where the engine only knows that it did.
     closed_locally: OnceLock<CloseReason>,
+    /// Somebody outside this crate was given it; see [`Connection::claim`].
+    claimed: AtomicBool,
 }
+
+/// A connection that may be dropped, with its buffers, when nobody else holds it.
+#[derive(Clone)]
+pub(crate) struct WeakConnection(Weak<Inner>);
+
+impl WeakConnection {
+    pub(crate) fn upgrade(&self) -> Option<Connection> {
+        self.0.upgrade().map(Connection)
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+impl fmt::Debug for WeakConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakConnection")
+    }
+}
+
+/// How long to wait for an answer from a connection that is asked whether it lives: three round
+/// trips and what the peer may delay an acknowledgement, within bounds for lines not measured yet.
+const ANSWER_RTTS: u32 = 3;
+const ANSWER_EXTRA: Duration = Duration::from_millis(100);
+const ANSWER_MIN: Duration = Duration::from_millis(200);
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
 struct PathRecord {
     established: Instant,
     observed: Option<(SocketAddr, Instant)>,
+    /// How long the last report took, until it is told.
+    untold: Option<Duration>,
+}
+
+impl PathRecord {
+    fn new() -> Self {
+        Self {
+            established: Instant::now(),
+            observed: None,
+            untold: None,
+        }
+    }
 }
 
 /// A path of a connection at one moment.
@@ -69,6 +113,9 @@ pub struct PathSnapshot {
     pub observed: Option<SocketAddr>,
 }
 
+/// Path events the engine keeps for a slow listener, and then some.
+const MISSED_PATHS: u32 = 64;
+
 /// What the handshake brought to light.
 pub(crate) struct Handshake {
     pub(crate) engine: noq::Connection,
@@ -81,10 +128,6 @@ pub(crate) struct Handshake {
 
 impl Connection {
     pub(crate) fn new(key: ConnectionKey, handshake: Handshake) -> Self {
-        let first = PathRecord {
-            established: Instant::now(),
-            observed: None,
-        };
         Self(Arc::new(Inner {
             key,
             engine: handshake.engine,
@@ -93,8 +136,9 @@ impl Connection {
             outbound: handshake.outbound,
             group: handshake.group,
             handshake_time: handshake.time,
-            paths: Mutex::new(BTreeMap::from([(PathId::ZERO, first)])),
+            paths: Mutex::new(BTreeMap::from([(PathId::ZERO, PathRecord::new())])),
             closed_locally: OnceLock::new(),
+            claimed: AtomicBool::new(false),
         }))
     }
 
@@ -252,30 +296,100 @@ impl Connection {
         }
     }
 
+    /// Whether the peer answers: sends a PING on every path and waits for any packet, for about
+    /// three round trips. A connection over which something arrives meanwhile answers at once.
+    pub async fn answers(&self) -> bool {
+        let received = || self.0.engine.stats().udp_rx.datagrams;
+        let before = received();
+        let mut rtt = Duration::ZERO;
+        let ids: Vec<PathId> = self.lock_paths().keys().copied().collect();
+        for path in ids.into_iter().filter_map(|id| self.0.engine.path(id)) {
+            rtt = rtt.max(path.stats().rtt);
+            // Fails for a path that was closed just now.
+            let _ = path.ping();
+        }
+        let patience = (rtt * ANSWER_RTTS + ANSWER_EXTRA).clamp(ANSWER_MIN, ANSWER_MAX);
+        let deadline = Instant::now() + patience;
+        // The engine tells nobody of acknowledgements, so they are looked for.
+        let step = (rtt / 4).clamp(Duration::from_millis(1), Duration::from_millis(20));
+        while self.0.engine.close_reason().is_none() && Instant::now() < deadline {
+            tokio::time::sleep(step).await;
+            if received() > before {
+                return self.0.engine.close_reason().is_none();
+            }
+        }
+        false
+    }
+
+    /// Marks the connection as given out. A dial that is dropped before its result was taken
+    /// closes the connection it made, unless somebody has got it another way.
+    pub fn claim(&self) {
+        self.0.claimed.store(true, Ordering::Relaxed);
+    }
+
+    /// Closes a connection a dial has made and nobody took.
+    pub fn close_unclaimed(&self) {
+        if !self.0.claimed.load(Ordering::Relaxed) {
+            self.close(code::CANCELLED, b"the dial was given up");
+        }
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakConnection {
+        WeakConnection(Arc::downgrade(&self.0))
+    }
+
     pub(crate) fn path_established(&self, id: PathId) {
-        let record = PathRecord {
-            established: Instant::now(),
-            observed: None,
-        };
-        self.lock_paths().insert(id, record);
+        self.lock_paths().insert(id, PathRecord::new());
     }
 
     pub(crate) fn path_abandoned(&self, id: PathId) {
         self.lock_paths().remove(&id);
     }
 
-    /// Notes a report of the peer. Returns how long it took, if it tells something new.
-    pub(crate) fn path_observed(&self, id: PathId, address: SocketAddr) -> Option<Duration> {
+    /// Events of the engine were missed: looks at the paths themselves. The engine holds back at
+    /// most [`MISSED_PATHS`] events, so no path can have come that is further away in number.
+    pub(crate) fn paths_missed(&self) {
+        let mut paths = self.lock_paths();
+        let highest = paths.keys().next_back().map_or(0, |id| path_number(*id));
+        paths.retain(|id, _| self.0.engine.path(*id).is_some());
+        let (from, to) = (
+            highest.saturating_sub(MISSED_PATHS),
+            highest.saturating_add(MISSED_PATHS),
+        );
+        for id in (from..=to).map(PathId::from) {
+            if self.0.engine.path(id).is_some() {
+                paths.entry(id).or_insert_with(PathRecord::new);
+            }
+        }
+    }
+
+    /// Notes a report of the peer. True if it tells something new.
+    pub(crate) fn path_observed(&self, id: PathId, address: SocketAddr) -> bool {
         let now = Instant::now();
         let mut paths = self.lock_paths();
-        let record = paths.get_mut(&id)?;
+        let Some(record) = paths.get_mut(&id) else {
+            return false;
+        };
         let since = match record.observed {
-            Some((known, _)) if known == address => return None,
+            Some((known, _)) if known == address => return false,
             Some((_, reported)) => reported,
             None => record.established,
         };
         record.observed = Some((address, now));
-        Some(now.saturating_duration_since(since))
+        record.untold = Some(now.saturating_duration_since(since));
+        true
+    }
+
+    /// The reports not told yet: path, our address as the peer sees it, and how long it took.
+    pub(crate) fn take_observed(&self) -> Vec<(u32, SocketAddr, Duration)> {
+        self.lock_paths()
+            .iter_mut()
+            .filter_map(|(id, record)| {
+                let after = record.untold.take()?;
+                let (address, _) = record.observed?;
+                Some((path_number(*id), address, after))
+            })
+            .collect()
     }
 
     fn lock_paths(&self) -> MutexGuard<'_, BTreeMap<PathId, PathRecord>> {

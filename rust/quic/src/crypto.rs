@@ -5,7 +5,9 @@ mod retry;
 mod session;
 mod tap;
 pub mod tls;
+mod token_key;
 
 pub(crate) use session::HandshakeInfo;
 pub use session::SessionConfig;
 pub use tap::{PacketTap, TapFactory};
+pub(crate) use token_key::TokenKey;

@@ -9,30 +9,35 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use anyreach_net::{BindError, BindOptions, IpMode, MuxHandle, NodeSocket};
 use aws_lc_rs::{hmac, rand};
-use noq::{EndpointConfig as EngineConfig, TokioRuntime, VarInt};
+use noq::{EndpointConfig as EngineConfig, NoneTokenStore, TokioRuntime, VarInt};
 use noq_proto::HashedConnectionIdGenerator;
 use tokio::sync::Notify;
 
 use self::admission::Admission;
+pub use self::dial::DialOutcome;
 use crate::{
-    Connection, EndpointConfig, Event, Identity, PeerId, code,
+    Connection, EndpointConfig, Event, Identity, PeerId,
+    arrivals::Arrivals,
+    code,
     connection::Handshake,
-    crypto::{HandshakeInfo, tls},
+    crypto::{HandshakeInfo, TokenKey, tls},
     error::DialError,
-    events::Queue,
+    events::Journal,
     registry::{ConnectionKey, Registry},
 };
 
-/// Events kept for whoever drives the endpoint. A few per connection and second are made; this is
-/// minutes of neglect for one connection, and one burst of all of them.
-const EVENT_QUEUE: usize = 4096;
+/// QUIC version 1 (RFC 9000); drafts are not spoken.
+const QUIC_V1: u32 = 1;
+
+/// Longest time a handshake may be given: a deadline must be a point in time.
+const MAX_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// How long `closed()` waits for peers to answer the close, at most.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,9 +67,22 @@ pub enum EndpointError {
     Randomness,
 }
 
-/// One socket with the QUIC endpoint on it. Clones are handles to the same endpoint.
+/// One socket with the QUIC endpoint on it. Clones are handles to the same endpoint, which is
+/// closed when the last one is dropped.
 #[derive(Clone)]
-pub struct Endpoint(Arc<Inner>);
+pub struct Endpoint(
+    Arc<Inner>,
+    #[expect(dead_code, reason = "it is there to be dropped")] Option<Arc<CloseOnDrop>>,
+);
+
+/// What the endpoint's own tasks do not hold.
+struct CloseOnDrop(noq::Endpoint);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(VarInt::from_u32(code::NODE_CLOSED), b"");
+    }
+}
 
 struct Inner {
     engine: noq::Endpoint,
@@ -79,8 +97,11 @@ struct Inner {
     /// Told whenever a connection is established or gone.
     registry_changed: Notify,
     admission: Arc<Admission>,
-    incoming: Queue<Connection>,
-    events: Queue<Event>,
+    arrivals: Arrivals,
+    journal: Journal,
+    /// Tasks that watch over connections.
+    supervisors: AtomicUsize,
+    supervisors_gone: Notify,
     next_key: AtomicU64,
     /// Milliseconds `closed()` may take, set by `close()`.
     close_patience: AtomicU64,
@@ -91,6 +112,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Rejected {
     limit: AtomicU64,
+    retry: AtomicU64,
     handshake: AtomicU64,
     hello: AtomicU64,
     duplicate: AtomicU64,
@@ -102,7 +124,11 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`EndpointError`], mostly because the address cannot be bound.
-    pub fn bind(identity: Arc<Identity>, config: EndpointConfig) -> Result<Self, EndpointError> {
+    pub fn bind(
+        identity: Arc<Identity>,
+        mut config: EndpointConfig,
+    ) -> Result<Self, EndpointError> {
+        config.handshake_timeout = config.handshake_timeout.min(MAX_HANDSHAKE_TIMEOUT);
         let bound = anyreach_net::bind(&BindOptions {
             addr: config.bind_addr,
             ip_mode: config.ip_mode,
@@ -111,45 +137,57 @@ impl Endpoint {
         })?;
         let (mode, address) = (bound.mode(), bound.local_addr());
         let socket = NodeSocket::new(bound)?;
-        let (handle, socket_counters) = (socket.handle(), socket.counters());
+        let (mux, socket_counters) = (socket.handle(), socket.counters());
 
         let session = tls::session_config(&identity, config.key_log, config.tap.clone())?;
-        let mut server = noq::ServerConfig::with_crypto(Arc::new(session.clone()));
+        // Not the engine's own choice of key: its generator is not reseeded in a forked child.
+        let token_key = Arc::new(TokenKey::new(&random()?));
+        let mut server = noq::ServerConfig::new(Arc::new(session.clone()), token_key);
         server
             .transport_config(config.transport(false))
             .max_incoming(admission::MAX_WAITING);
         let mut client = noq::ClientConfig::new(Arc::new(session));
-        client.transport_config(config.transport(true));
+        client
+            .transport_config(config.transport(true))
+            // A token for the next connection would show one peer what another one gave.
+            .token_store(Arc::new(NoneTokenStore));
 
         let engine = noq::Endpoint::new_with_abstract_socket(
-            engine_config(&identity),
+            engine_config(&identity, address, random()?),
             Some(server),
             Box::new(socket),
             Arc::new(TokioRuntime),
         )?;
-        let mut instance = [0; 8];
-        rand::fill(&mut instance).map_err(|_| EndpointError::Randomness)?;
-        let registry = Registry::new(identity.peer_id(), u64::from_be_bytes(instance));
-        let endpoint = Self(Arc::new(Inner {
+        let registry = Registry::new(identity.peer_id(), u64::from_be_bytes(random()?));
+        let handle = CloseOnDrop(engine.clone());
+        let inner = Inner {
             engine,
             client,
             registry: Mutex::new(registry),
             registry_changed: Notify::new(),
             admission: Arc::new(Admission::new(config.max_connections)),
-            incoming: Queue::new(config.max_connections),
-            events: Queue::new(EVENT_QUEUE),
+            arrivals: Arrivals::default(),
+            journal: Journal::default(),
+            supervisors: AtomicUsize::new(0),
+            supervisors_gone: Notify::new(),
             identity,
             config,
             mode,
             bound: address,
-            socket: handle,
+            socket: mux,
             socket_counters,
             next_key: AtomicU64::new(1),
             close_patience: AtomicU64::new(0),
             rejected: Rejected::default(),
-        }));
-        tokio::spawn(endpoint.clone().accept_all());
+        };
+        let endpoint = Self(Arc::new(inner), Some(Arc::new(handle)));
+        tokio::spawn(endpoint.for_task().accept_all());
         Ok(endpoint)
+    }
+
+    /// A handle that does not keep the endpoint open.
+    fn for_task(&self) -> Self {
+        Self(self.0.clone(), None)
     }
 
     /// Families the socket serves.
@@ -191,18 +229,13 @@ impl Endpoint {
 
     /// The next connection a peer made to this endpoint; `None` once the endpoint is closed.
     pub async fn accept(&self) -> Option<Connection> {
-        loop {
-            let connection = self.0.incoming.pop().await?;
-            if connection.close_reason().is_none() {
-                return Some(connection);
-            }
-        }
+        self.0.arrivals.pop().await
     }
 
     /// What happened since the last call, at least one event; `None` once the endpoint is closed
     /// and everything was told.
     pub async fn events(&self) -> Option<Vec<Event>> {
-        self.0.events.pop_all().await
+        self.0.journal.take().await
     }
 
     /// Counters by name: junk at the socket, refused handshakes, dropped events.
@@ -214,11 +247,11 @@ impl Endpoint {
             ("handshakes_accepted", engine.accepted_handshakes),
             ("handshakes_dialed", engine.outgoing_handshakes),
             ("rejected_limit", get(&rejected.limit)),
+            ("retries_asked", get(&rejected.retry)),
             ("rejected_handshake", get(&rejected.handshake)),
             ("rejected_hello", get(&rejected.hello)),
             ("rejected_duplicate", get(&rejected.duplicate)),
-            ("events_dropped", self.0.events.dropped()),
-            ("incoming_dropped", self.0.incoming.dropped()),
+            ("events_dropped", self.0.journal.dropped()),
         ];
         counters.extend(self.0.socket_counters.snapshot().iter());
         counters
@@ -238,19 +271,32 @@ impl Endpoint {
             .close_patience
             .fetch_max(patience.as_millis() as u64, Ordering::Relaxed);
         self.0.engine.close(VarInt::from_u32(code), reason);
-        self.0.incoming.close();
+        self.0.arrivals.close();
     }
 
-    /// Waits, after [`close`](Self::close), until the peers know, for a few round trips and at
-    /// most two seconds; then frees the port.
+    /// Closes the endpoint, if [`close`](Self::close) has not, and waits until the peers know, for
+    /// a few round trips and at most two seconds; then frees the port.
     pub async fn closed(&self) {
+        self.close(code::NODE_CLOSED, b"");
         let drained = self.0.engine.wait_all_draining();
         let patience = Duration::from_millis(self.0.close_patience.load(Ordering::Relaxed));
         // Who has not answered by now will not: the peer's idle timeout does the rest. Without
         // the limit, a dial given up half-way would count as well, for three seconds.
         let _ = tokio::time::timeout(patience, drained).await;
         self.0.socket.close().await;
-        self.0.events.close();
+        // Every connection is closed, so what is left for them is to say so.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.supervisors_gone()).await;
+        self.0.journal.close();
+    }
+
+    async fn supervisors_gone(&self) {
+        loop {
+            let gone = self.0.supervisors_gone.notified();
+            if self.0.supervisors.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            gone.await;
+        }
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry<Connection>> {
@@ -263,10 +309,6 @@ impl Endpoint {
 
     fn next_key(&self) -> ConnectionKey {
         self.0.next_key.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn emit(&self, event: Event) {
-        self.0.events.push(event);
     }
 
     /// Reads off a finished handshake who the peer is and how the keys were made.
@@ -326,11 +368,21 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// Secrets derived from the identity let a restarted node answer packets of its former life with
-/// a stateless reset, so that peers under way learn at once (RFC 9000, section 10.3).
-fn engine_config(identity: &Identity) -> EngineConfig {
-    let reset_key = identity.derive_secret(b"stateless reset");
-    let cid_key = identity.derive_secret(b"connection ids");
+/// Random bytes from a generator that is safe across `fork`.
+fn random<const N: usize>() -> Result<[u8; N], EndpointError> {
+    let mut bytes = [0; N];
+    rand::fill(&mut bytes).map_err(|_| EndpointError::Randomness)?;
+    Ok(bytes)
+}
+
+/// Secrets derived from the identity and the address let a node restarted there answer packets of
+/// its former life with a stateless reset, so that peers under way learn at once (RFC 9000, section
+/// 10.3). The address is part of it, so that two running nodes with one key cannot be used to
+/// reset each other's connections (section 10.3.2).
+fn engine_config(identity: &Identity, bound: SocketAddr, seed: [u8; 32]) -> EngineConfig {
+    let secret = |purpose: &str| identity.derive_secret(format!("{purpose} at {bound}").as_bytes());
+    let reset_key = secret("stateless reset");
+    let cid_key = secret("connection ids");
     let mut cid_word = [0; 8];
     cid_word.copy_from_slice(&cid_key[..8]);
     let cid_word = u64::from_be_bytes(cid_word);
@@ -339,6 +391,8 @@ fn engine_config(identity: &Identity) -> EngineConfig {
         .cid_generator(Arc::new(move || {
             Box::new(HashedConnectionIdGenerator::from_key(cid_word))
         }))
+        .supported_versions(vec![QUIC_V1])
+        .rng_seed(Some(seed))
         // The socket tells QUIC from other protocols by the fixed bit.
         .grease_quic_bit(false);
     config

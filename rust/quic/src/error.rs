@@ -1,5 +1,6 @@
 //! Why a dial failed and why a connection ended, in words a program and a person can use.
 
+use anyreach_net::canonical;
 use noq::{ConnectError, ConnectionError, TransportErrorCode};
 use rustls::{CertificateError, PeerIncompatible};
 
@@ -51,7 +52,14 @@ impl DialError {
         }
     }
 
-    pub(crate) fn timeout() -> Self {
+    /// `handshake_done`: it got as far as TLS, but the peer said no hello.
+    pub(crate) fn timeout(handshake_done: bool) -> Self {
+        if handshake_done {
+            return Self::new(
+                "handshake-timeout",
+                "the peer proved its key, and then said no hello",
+            );
+        }
         Self::new(
             "handshake-timeout",
             "no answer: nothing listens there, a firewall or NAT drops the packets, or the peer \
@@ -64,7 +72,7 @@ impl DialError {
             ConnectError::EndpointStopping => Self::new("closed", "the node was closed"),
             ConnectError::InvalidRemoteAddress(address) => Self::new(
                 "unreachable",
-                format!("{address} cannot be reached from this socket"),
+                format!("{} cannot be reached from this socket", canonical(address)),
             ),
             other => Self::new("internal", other.to_string()),
         }
@@ -72,7 +80,7 @@ impl DialError {
 
     pub(crate) fn from_handshake(error: ConnectionError) -> Self {
         match error {
-            ConnectionError::TimedOut => Self::timeout(),
+            ConnectionError::TimedOut => Self::timeout(false),
             ConnectionError::TransportError(error) => Self::from_our_tls(&error),
             ConnectionError::ConnectionClosed(close) => {
                 Self::from_their_alert(close.error_code, &close.reason)

@@ -1,7 +1,12 @@
-//! What an endpoint tells whoever drives it, and the bounded queues that carry it.
+//! What an endpoint tells whoever drives it, kept in bounded memory whatever peers do and however
+//! slow the driver is.
+//!
+//! Everything here holds connections weakly: one that ended must not be kept, with all its
+//! buffers, because nobody has read the news yet. News of a connection nobody holds any more is
+//! no news and is left out.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -12,7 +17,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{CloseReason, Connection};
+use crate::{CloseReason, Connection, connection::WeakConnection, registry::ConnectionKey};
 
 /// Something that happened at an endpoint.
 #[derive(Debug, Clone)]
@@ -26,7 +31,8 @@ pub enum Event {
         /// Why.
         reason: CloseReason,
     },
-    /// The peer reported the address it sees us under (OBSERVED_ADDRESS).
+    /// The peer reported the address it sees us under (OBSERVED_ADDRESS). When it does so faster
+    /// than it is read, only the last report counts.
     Observed {
         /// From whom.
         connection: Connection,
@@ -37,85 +43,111 @@ pub enum Event {
         /// From the start of the path, or from the report before, to this report.
         after: Duration,
     },
-    /// A path came or went.
+    /// Paths came or went. Several changes may be told as one.
     PathsChanged {
         /// Of which connection.
         connection: Connection,
-        /// `established` or `abandoned`.
+        /// The last change, `established` or `abandoned`.
         reason: &'static str,
     },
 }
 
-/// A queue that never grows beyond its capacity: the oldest item makes room, and is counted.
-#[derive(Debug)]
-pub(crate) struct Queue<T> {
-    state: Mutex<State<T>>,
+/// Connects and disconnects kept unread. Those of live connections are as many as there are
+/// connections; beyond this number those of dead ones are dropped.
+const LIFECYCLE_LIMIT: usize = 4096;
+
+/// News of connections, until somebody takes it.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    state: Mutex<State>,
     changed: Notify,
-    capacity: usize,
     dropped: AtomicU64,
 }
 
-#[derive(Debug)]
-struct State<T> {
-    items: VecDeque<T>,
+#[derive(Debug, Default)]
+struct State {
+    lifecycle: VecDeque<(WeakConnection, Option<CloseReason>)>,
+    paths: HashMap<ConnectionKey, (WeakConnection, &'static str)>,
+    observed: HashMap<(ConnectionKey, u32), (WeakConnection, SocketAddr, Duration)>,
     closed: bool,
 }
 
-impl<T> Queue<T> {
-    pub(crate) fn new(capacity: usize) -> Self {
-        Self {
-            state: Mutex::new(State {
-                items: VecDeque::new(),
-                closed: false,
-            }),
-            changed: Notify::new(),
-            capacity,
-            dropped: AtomicU64::new(0),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // Nothing panics while holding the lock; if it did, the items are still good.
+impl Journal {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while holding the lock; if it did, the entries are still good.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, item: T) {
-        let evicted = {
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        {
             let mut state = self.lock();
             if state.closed {
                 return;
             }
-            let evicted = (state.items.len() >= self.capacity)
-                .then(|| state.items.pop_front())
-                .flatten();
-            state.items.push_back(item);
-            evicted
-        };
-        if evicted.is_some() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            change(&mut state);
         }
         self.changed.notify_waiters();
     }
 
-    /// The oldest item; `None` once the queue is closed and empty.
-    pub(crate) async fn pop(&self) -> Option<T> {
-        self.take_with(|items| items.pop_front()).await
+    pub(crate) fn connected(&self, connection: &Connection) {
+        self.lifecycle(connection.downgrade(), None);
     }
 
-    /// All items, at least one; `None` once the queue is closed and empty.
-    pub(crate) async fn pop_all(&self) -> Option<Vec<T>> {
-        self.take_with(|items| (!items.is_empty()).then(|| items.drain(..).collect()))
-            .await
+    pub(crate) fn disconnected(&self, connection: &Connection, reason: CloseReason) {
+        let key = connection.id();
+        self.change(|state| {
+            state.paths.remove(&key);
+            state.observed.retain(|(of, _), _| *of != key);
+        });
+        self.lifecycle(connection.downgrade(), Some(reason));
     }
 
-    async fn take_with<R>(&self, take: impl Fn(&mut VecDeque<T>) -> Option<R>) -> Option<R> {
+    fn lifecycle(&self, connection: WeakConnection, ended: Option<CloseReason>) {
+        self.change(|state| {
+            let entries = &mut state.lifecycle;
+            if entries.len() >= LIFECYCLE_LIMIT {
+                let before = entries.len();
+                entries.retain(|(connection, _)| connection.is_held());
+                if entries.len() >= LIFECYCLE_LIMIT {
+                    entries.pop_front();
+                }
+                let gone = before - entries.len();
+                self.dropped.fetch_add(gone as u64, Ordering::Relaxed);
+            }
+            entries.push_back((connection, ended));
+        });
+    }
+
+    pub(crate) fn paths_changed(&self, connection: &Connection, reason: &'static str) {
+        let (key, weak) = (connection.id(), connection.downgrade());
+        self.change(|state| {
+            state.paths.insert(key, (weak, reason));
+        });
+    }
+
+    pub(crate) fn observed(
+        &self,
+        connection: &Connection,
+        path_id: u32,
+        address: SocketAddr,
+        after: Duration,
+    ) {
+        let (key, weak) = ((connection.id(), path_id), connection.downgrade());
+        self.change(|state| {
+            state.observed.insert(key, (weak, address, after));
+        });
+    }
+
+    /// Everything since the last call, at least one event; `None` once closed and empty.
+    pub(crate) async fn take(&self) -> Option<Vec<Event>> {
         loop {
             // From here on no wake-up is missed, although it is awaited only below.
             let changed = self.changed.notified();
             {
                 let mut state = self.lock();
-                if let Some(taken) = take(&mut state.items) {
-                    return Some(taken);
+                let events = state.take();
+                if !events.is_empty() {
+                    return Some(events);
                 }
                 if state.closed {
                     return None;
@@ -125,7 +157,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// No more items are taken in; those inside can still be taken out.
+    /// No more is taken in; what is inside can still be taken out.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_waiters();
@@ -136,36 +168,30 @@ impl<T> Queue<T> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_oldest_makes_room() {
-        let queue = Queue::new(2);
-        for item in 0..5 {
-            queue.push(item);
-        }
-        assert_eq!(queue.dropped(), 3);
-        assert_eq!(queue.pop_all().await, Some(vec![3, 4]));
-        queue.push(5);
-        queue.close();
-        queue.push(6);
-        assert_eq!(queue.pop().await, Some(5));
-        assert_eq!(queue.pop().await, None);
-    }
-
-    #[tokio::test]
-    async fn a_waiter_is_woken_by_an_item_and_by_the_end() {
-        let queue = std::sync::Arc::new(Queue::new(2));
-        let waiting = tokio::spawn({
-            let queue = queue.clone();
-            async move { (queue.pop().await, queue.pop().await) }
+impl State {
+    fn take(&mut self) -> Vec<Event> {
+        let lifecycle = self.lifecycle.drain(..).filter_map(|(weak, ended)| {
+            let connection = weak.upgrade()?;
+            Some(match ended {
+                None => Event::Connected(connection),
+                Some(reason) => Event::Disconnected { connection, reason },
+            })
         });
-        tokio::task::yield_now().await;
-        queue.push(1);
-        tokio::task::yield_now().await;
-        queue.close();
-        assert_eq!(waiting.await.unwrap(), (Some(1), None));
+        let paths = self.paths.drain().filter_map(|(_, (weak, reason))| {
+            let connection = weak.upgrade()?;
+            Some(Event::PathsChanged { connection, reason })
+        });
+        let observed =
+            self.observed
+                .drain()
+                .filter_map(|((_, path_id), (weak, address, after))| {
+                    Some(Event::Observed {
+                        connection: weak.upgrade()?,
+                        path_id,
+                        address,
+                        after,
+                    })
+                });
+        lifecycle.chain(paths).chain(observed).collect()
     }
 }

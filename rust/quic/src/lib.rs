@@ -6,6 +6,7 @@
 //! events. It holds no policy: which address to dial, when, and what to do about a lost
 //! peer is decided in Python. It knows neither Python nor the layout of the socket.
 
+mod arrivals;
 mod config;
 mod connection;
 mod control;
@@ -15,12 +16,13 @@ mod error;
 mod events;
 mod identity;
 mod registry;
+mod throttle;
 
 pub use anyreach_net::{BindError, IpMode};
 pub use config::EndpointConfig;
 pub use connection::{Connection, PathSnapshot};
 pub use crypto::{PacketTap, SessionConfig, TapFactory, tls};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{DialOutcome, Endpoint, EndpointError};
 pub use error::{CloseReason, DialError, code};
 pub use events::Event;
 pub use identity::{Identity, IdentityError, PeerId};

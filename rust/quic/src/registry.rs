@@ -9,6 +9,8 @@
 //! * A hello carries a number that grows with every hello a node sends, and one that is fresh
 //!   per start of the node. So a late hello is told from a peer that lost its connection and
 //!   dials again, and from a peer that was restarted; those two replace what was there.
+//! * A connection that no longer answers may be replaced by one whose handshake just proved that
+//!   the peer is alive elsewhere.
 
 use std::collections::HashMap;
 
@@ -30,6 +32,8 @@ pub(crate) struct HelloStamp {
 enum State {
     /// We dialed, said hello and wait for the answer.
     Tentative,
+    /// The peer said hello with this stamp, and our answer is not out yet.
+    Answering(HelloStamp),
     /// Both sides said hello; the stamp is the peer's.
     Established(HelloStamp),
 }
@@ -43,9 +47,13 @@ struct Entry<C> {
 
 /// What a dialer does with a connection whose handshake is complete.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Dialed {
-    /// Say hello with this stamp and wait for the answer.
-    SayHello(HelloStamp),
+pub(crate) enum Dialed<C> {
+    /// Say hello with this stamp and wait for the answer. The connection replaced, if there was
+    /// one, is to be closed.
+    SayHello {
+        stamp: HelloStamp,
+        replaced: Option<C>,
+    },
     /// Another connection to this peer exists or is about to: close this one, use that.
     Superfluous,
 }
@@ -53,7 +61,8 @@ pub(crate) enum Dialed {
 /// What the accepting side does with a hello.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Greeted<C> {
-    /// Answer with this stamp; if there was a connection, close it: it is replaced.
+    /// Answer with this stamp and report [`Registry::settled`]; then close the connection that
+    /// was there before, if any: it is replaced.
     Accept {
         stamp: HelloStamp,
         replaced: Option<C>,
@@ -90,9 +99,18 @@ impl<C: Clone> Registry<C> {
         }
     }
 
-    /// A connection we dialed completed its handshake.
-    pub(crate) fn dialed(&mut self, peer: PeerId, key: ConnectionKey, connection: C) -> Dialed {
-        if self.peers.contains_key(&peer) {
+    /// A connection we dialed completed its handshake. `dead` is a connection to the peer that
+    /// did not answer when it was asked to, if there is one; it does not stand in the way.
+    pub(crate) fn dialed(
+        &mut self,
+        peer: PeerId,
+        key: ConnectionKey,
+        connection: C,
+        dead: Option<ConnectionKey>,
+    ) -> Dialed<C> {
+        if let Some(entry) = self.peers.get(&peer)
+            && dead != Some(entry.key)
+        {
             return Dialed::Superfluous;
         }
         let entry = Entry {
@@ -100,8 +118,11 @@ impl<C: Clone> Registry<C> {
             connection,
             state: State::Tentative,
         };
-        self.peers.insert(peer, entry);
-        Dialed::SayHello(self.next_stamp())
+        let replaced = self.peers.insert(peer, entry).map(|old| old.connection);
+        Dialed::SayHello {
+            stamp: self.next_stamp(),
+            replaced,
+        }
     }
 
     /// The peer answered the hello on a connection we dialed. False if another connection has
@@ -130,7 +151,7 @@ impl<C: Clone> Registry<C> {
         let keep_old = match self.peers.get(&peer).map(|entry| entry.state) {
             None => false,
             Some(State::Tentative) => self.me < peer,
-            Some(State::Established(old)) => {
+            Some(State::Answering(old) | State::Established(old)) => {
                 old.instance == stamp.instance && old.serial >= stamp.serial
             }
         };
@@ -140,12 +161,22 @@ impl<C: Clone> Registry<C> {
         let entry = Entry {
             key,
             connection,
-            state: State::Established(stamp),
+            state: State::Answering(stamp),
         };
         let replaced = self.peers.insert(peer, entry).map(|old| old.connection);
         Greeted::Accept {
             stamp: self.next_stamp(),
             replaced,
+        }
+    }
+
+    /// Our answer to the hello on an accepted connection is out.
+    pub(crate) fn settled(&mut self, peer: PeerId, key: ConnectionKey) {
+        if let Some(entry) = self.peers.get_mut(&peer)
+            && entry.key == key
+            && let State::Answering(stamp) = entry.state
+        {
+            entry.state = State::Established(stamp);
         }
     }
 
@@ -162,7 +193,7 @@ impl<C: Clone> Registry<C> {
     pub(crate) fn established(&self, peer: &PeerId) -> Option<&C> {
         self.peers
             .get(peer)
-            .filter(|entry| entry.state != State::Tentative)
+            .filter(|entry| matches!(entry.state, State::Established(_)))
             .map(|entry| &entry.connection)
     }
 
@@ -175,7 +206,7 @@ impl<C: Clone> Registry<C> {
     pub(crate) fn connections(&self) -> impl Iterator<Item = &C> {
         self.peers
             .values()
-            .filter(|entry| entry.state != State::Tentative)
+            .filter(|entry| matches!(entry.state, State::Established(_)))
             .map(|entry| &entry.connection)
     }
 }

@@ -112,8 +112,9 @@ async fn a_second_dial_finds_the_connection_there_is() {
     let back = within(bob.dial(alice.local_addr(), None, LONG))
         .await
         .unwrap();
-    assert_eq!(again.id(), out.id());
-    assert_eq!(back.id(), inn.id());
+    assert_eq!(again.connection.id(), out.id());
+    assert_eq!(back.connection.id(), inn.id());
+    assert!(!again.made_here && !back.made_here);
     echo(&out, &inn, b"still here").await;
 }
 
@@ -128,7 +129,7 @@ async fn nodes_that_dial_each_other_at_once_share_one_connection() {
             )
         })
         .await;
-        let (a, b) = (from_alice.unwrap(), from_bob.unwrap());
+        let (a, b) = (from_alice.unwrap().connection, from_bob.unwrap().connection);
         assert_ne!(
             a.outbound(),
             b.outbound(),
@@ -146,7 +147,12 @@ async fn a_race_over_several_addresses_makes_one_connection() {
     let dials: Vec<_> = (0..8)
         .map(|_| {
             let (alice, to) = (alice.clone(), bob.local_addr());
-            tokio::spawn(async move { alice.dial(to, None, LONG).await.map(|c| c.id()) })
+            tokio::spawn(async move {
+                alice
+                    .dial(to, None, LONG)
+                    .await
+                    .map(|made| made.connection.id())
+            })
         })
         .collect();
     let mut ids = Vec::new();
@@ -224,7 +230,11 @@ async fn a_restarted_node_resets_the_connections_of_its_former_life() {
                     let alice =
                         Endpoint::bind(alice_identity, EndpointConfig::new(loopback())).unwrap();
                     let _connection = alice.dial(bob_addr, None, LONG).await.unwrap();
-                    alice.local_addr().port()
+                    let port = alice.local_addr().port();
+                    // The port is free, and nobody says goodbye.
+                    alice.socket().close().await;
+                    std::mem::forget(alice);
+                    port
                 });
                 runtime.shutdown_background();
                 port
@@ -268,7 +278,8 @@ async fn a_restarted_node_replaces_its_old_connection() {
 #[tokio::test]
 async fn a_full_node_refuses() {
     let bob = endpoint_with(|config| config.max_connections = 1);
-    let _first = connected(&endpoint(), &bob).await;
+    let first = endpoint();
+    let _connection = connected(&first, &bob).await;
     let second = endpoint();
     let error = within(second.dial(bob.local_addr(), None, LONG))
         .await
@@ -322,4 +333,111 @@ fn identities_are_shared_between_endpoints() {
     assert_send_sync::<Endpoint>();
     assert_send_sync::<Connection>();
     assert_send_sync::<Arc<Identity>>();
+}
+
+/// The peer vanished without a word and is back on another port, as behind a NAT that rebooted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_moved_is_reached_although_the_old_connection_looks_alive() {
+    let bob = endpoint_with(|config| config.keep_alive_interval = None);
+    let alice_identity = identity();
+    let elsewhere = || {
+        let (identity, to) = (alice_identity.clone(), bob.local_addr());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let alice = Endpoint::bind(identity, EndpointConfig::new(loopback())).unwrap();
+                alice.dial(to, None, LONG).await.unwrap();
+                // Or it would say goodbye.
+                std::mem::forget(alice);
+            });
+            runtime.shutdown_background();
+        })
+        .join()
+        .unwrap();
+    };
+    for expect in [true, false] {
+        elsewhere();
+        let zombie = within(bob.accept()).await.unwrap();
+        assert_eq!(zombie.close_reason(), None);
+        let alice =
+            Endpoint::bind(alice_identity.clone(), EndpointConfig::new(loopback())).unwrap();
+        let expected = expect.then(|| alice_identity.peer_id());
+        let made = within(bob.dial(alice.local_addr(), expected, LONG))
+            .await
+            .unwrap();
+        assert!(made.made_here);
+        assert_eq!(zombie.close_reason().unwrap().kind, "replaced");
+        let inn = within(alice.accept()).await.unwrap();
+        echo(&made.connection, &inn, b"found you").await;
+        alice.close(0, b"");
+        within(alice.closed()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_knows_whether_its_peer_answers() {
+    let (alice, bob) = (endpoint(), endpoint());
+    let (out, inn) = connected(&alice, &bob).await;
+    assert!(within(out.answers()).await && within(inn.answers()).await);
+    inn.close(0, b"");
+    within(out.closed()).await;
+    assert!(!within(out.answers()).await);
+}
+
+#[tokio::test]
+async fn a_made_connection_nobody_takes_can_be_closed_and_a_taken_one_not() {
+    let (alice, bob) = (endpoint(), endpoint());
+    let (out, _inn) = connected(&alice, &bob).await;
+    out.claim();
+    out.close_unclaimed();
+    assert_eq!(out.close_reason(), None);
+    let carol = endpoint();
+    let (back, _) = connected(&carol, &bob).await;
+    back.close_unclaimed();
+    assert_eq!(
+        back.close_reason().unwrap().code,
+        u64::from(code::CANCELLED)
+    );
+}
+
+#[tokio::test]
+async fn addresses_no_host_has_are_refused_at_once() {
+    let alice = endpoint();
+    for text in [
+        "0.0.0.0:9",
+        "224.0.0.1:9",
+        "127.0.0.1:0",
+        "[fd5a:b0b4:e561::1:0:1]:9",
+    ] {
+        let error = within(alice.dial(text.parse().unwrap(), None, LONG))
+            .await
+            .unwrap_err();
+        assert_eq!(error.reason, "unreachable", "{text}: {error}");
+        assert!(!error.detail.contains("ffff"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn only_version_one_is_offered() {
+    let node = endpoint();
+    let socket = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
+    let mut unknown = vec![0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8];
+    unknown.extend([7; 8]);
+    unknown.push(0);
+    unknown.resize(1200, 0);
+    socket.send_to(&unknown, node.local_addr()).await.unwrap();
+    let mut answer = [0; 1500];
+    let length = within(socket.recv(&mut answer)).await.unwrap();
+    // Flags, version 0, and both connection ids of 0 and 8 bytes; then the versions, of which some
+    // are reserved to exercise version negotiation (RFC 9000, section 15).
+    let versions = &answer[1 + 4 + 1 + 1 + 8..length];
+    let offered: Vec<&[u8]> = versions
+        .chunks(4)
+        .filter(|version| version.iter().any(|byte| byte & 0xf != 0xa))
+        .collect();
+    assert_eq!(offered, [[0, 0, 0, 1]]);
 }

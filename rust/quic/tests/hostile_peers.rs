@@ -125,7 +125,8 @@ async fn close_code(connection: &noq::Connection) -> u64 {
 }
 
 async fn still_alive(node: &Endpoint) {
-    connected(&endpoint(), node).await;
+    let guest = endpoint();
+    connected(&guest, node).await;
 }
 
 #[tokio::test]

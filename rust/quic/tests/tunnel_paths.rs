@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use anyreach_net::{Injector, Tunnel, TunnelSend, TunnelSendError, is_synthetic};
+use anyreach_net::{Injector, SyntheticAddr, Tunnel, TunnelSend, TunnelSendError, is_synthetic};
 use anyreach_quic::{Connection, Endpoint, Event, PacketTap, TapFactory};
 use anyreach_wire::{
     frames::{Frame, ObservedAddress},
@@ -115,11 +115,15 @@ impl Lab {
     }
 
     async fn connect(&self, address: SocketAddr) -> (Connection, Connection) {
-        let dial = self
-            .alice
-            .dial(address, Some(self.bob.identity().peer_id()), LONG);
+        let bob = self.bob.identity().peer_id();
+        let dial = async {
+            match SyntheticAddr::from_socket_addr(address) {
+                Some(tunnelled) => self.alice.dial_through(tunnelled, bob, LONG).await,
+                None => self.alice.dial(address, Some(bob), LONG).await,
+            }
+        };
         let (dialed, accepted) = within(async { tokio::join!(dial, self.bob.accept()) }).await;
-        (dialed.unwrap(), accepted.unwrap())
+        (dialed.unwrap().connection, accepted.unwrap())
     }
 
     fn tunnelled_bytes(&self) -> u64 {

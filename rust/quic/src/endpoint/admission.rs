@@ -1,27 +1,38 @@
-//! Who may start a handshake: limits on connections in all and per source prefix.
+//! Who may start a handshake: limits on connections in all, per source prefix, and on handshakes
+//! whose source has not proved its address.
+//!
+//! The last one is what a flood of forged first packets meets: beyond it everybody new is asked
+//! for a Retry (RFC 9000, section 8.1.2), which costs an honest peer a round trip and forged ones
+//! everything. Places are refused only to sources that are real.
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use anyreach_net::SyntheticAddr;
 
 /// Handshakes the engine holds before they are looked at here, which happens at once; the bound
 /// only matters in a flood.
 pub(super) const MAX_WAITING: usize = 1024;
 
-/// Connections from one prefix before further ones must prove their address by Retry (RFC 9000,
-/// section 8.1.2): what a home, an office or a small carrier NAT makes stays below.
-pub(super) const PREFIX_LIMIT: usize = 32;
+/// Handshakes in progress from unproved addresses. A handshake takes a round trip or two, so this
+/// is a few hundred new peers a second on slow lines before anyone pays a Retry.
+const UNPROVED_LIMIT: usize = 64;
+
+/// Connections from one prefix before further ones must prove their address: what a home, an
+/// office or a small carrier NAT makes stays below.
+const PREFIX_FREE: usize = 32;
+
+/// No prefix gets more than one in this many of all places, once it has [`PREFIX_FREE`].
+const PREFIX_SHARE: usize = 2;
 
 /// What to do with a handshake that begins.
 #[derive(Debug)]
 pub(super) enum Verdict {
     Accept(Permit),
-    /// Many connections from this prefix: let it prove that it can receive there.
+    /// Let it prove that it can receive where it sends from.
     Retry,
     /// As many connections as allowed.
     Refuse,
@@ -31,20 +42,36 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Admission {
     max_connections: usize,
-    total: AtomicUsize,
-    by_prefix: Mutex<HashMap<Prefix, usize>>,
+    counts: Mutex<Counts>,
 }
 
-/// A /24 of IPv4 or a /56 of IPv6: what one site or subscriber is usually given.
+#[derive(Debug, Default)]
+struct Counts {
+    total: usize,
+    unproved: usize,
+    by_prefix: HashMap<Prefix, usize>,
+}
+
+/// A /24 of IPv4 or a /56 of IPv6: what one site or subscriber is usually given. Or a tunnel, or
+/// this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Prefix {
     V4([u8; 3]),
     V6([u8; 7]),
+    Tunnel(u32),
+    Loopback,
 }
 
 impl Prefix {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
+    fn of(source: SocketAddr) -> Self {
+        if let Some(synthetic) = SyntheticAddr::from_socket_addr(source) {
+            return Self::Tunnel(synthetic.tunnel());
+        }
+        let ip = source.ip().to_canonical();
+        if ip.is_loopback() {
+            return Self::Loopback;
+        }
+        match ip {
             IpAddr::V4(v4) => {
                 let [a, b, c, _] = v4.octets();
                 Self::V4([a, b, c])
@@ -61,31 +88,36 @@ impl Admission {
     pub(super) fn new(max_connections: usize) -> Self {
         Self {
             max_connections,
-            total: AtomicUsize::new(0),
-            by_prefix: Mutex::new(HashMap::new()),
+            counts: Mutex::default(),
         }
     }
 
-    /// `validated`: the source has proved that it receives at its address.
-    pub(super) fn admit(self: &Arc<Self>, source: SocketAddr, validated: bool) -> Verdict {
-        let prefix = Prefix::of(source.ip());
-        // The map is never left half changed.
-        let mut by_prefix = self
-            .by_prefix
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if self.total.load(Ordering::Relaxed) >= self.max_connections {
-            return Verdict::Refuse;
-        }
-        let count = by_prefix.get(&prefix).copied().unwrap_or(0);
-        if count >= PREFIX_LIMIT && !validated {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        // Nothing panics while holding the lock.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `proved`: the source has shown that it receives at its address.
+    pub(super) fn admit(self: &Arc<Self>, source: SocketAddr, proved: bool) -> Verdict {
+        let prefix = Prefix::of(source);
+        let mut counts = self.lock();
+        let of_prefix = counts.by_prefix.get(&prefix).copied().unwrap_or(0);
+        let full = counts.total >= self.max_connections;
+        let share = (self.max_connections / PREFIX_SHARE).max(PREFIX_FREE);
+        let share_used = of_prefix >= share && prefix != Prefix::Loopback;
+        if !proved && (full || of_prefix >= PREFIX_FREE || counts.unproved >= UNPROVED_LIMIT) {
             return Verdict::Retry;
         }
-        by_prefix.insert(prefix, count + 1);
-        self.total.fetch_add(1, Ordering::Relaxed);
+        if full || share_used {
+            return Verdict::Refuse;
+        }
+        counts.total += 1;
+        counts.unproved += usize::from(!proved);
+        counts.by_prefix.insert(prefix, of_prefix + 1);
         Verdict::Accept(Permit {
             admission: self.clone(),
             prefix,
+            proved,
         })
     }
 }
@@ -95,20 +127,27 @@ impl Admission {
 pub(super) struct Permit {
     admission: Arc<Admission>,
     prefix: Prefix,
+    proved: bool,
+}
+
+impl Permit {
+    /// The handshake is complete, so the source receives at its address.
+    pub(super) fn proved(&mut self) {
+        if !std::mem::replace(&mut self.proved, true) {
+            self.admission.lock().unproved -= 1;
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut by_prefix = self
-            .admission
-            .by_prefix
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.admission.total.fetch_sub(1, Ordering::Relaxed);
-        if let Some(count) = by_prefix.get_mut(&self.prefix) {
+        let mut counts = self.admission.lock();
+        counts.total -= 1;
+        counts.unproved -= usize::from(!self.proved);
+        if let Some(count) = counts.by_prefix.get_mut(&self.prefix) {
             *count -= 1;
             if *count == 0 {
-                by_prefix.remove(&self.prefix);
+                counts.by_prefix.remove(&self.prefix);
             }
         }
     }
@@ -122,39 +161,83 @@ mod tests {
         SocketAddr::new(text.parse().unwrap(), 4433)
     }
 
-    #[test]
-    fn a_crowded_prefix_must_prove_its_address() {
-        let admission = Arc::new(Admission::new(1024));
-        let held: Vec<Verdict> = (0..PREFIX_LIMIT)
-            .map(|host| admission.admit(source(&format!("192.0.2.{host}")), false))
-            .collect();
-        assert!(held.iter().all(|v| matches!(v, Verdict::Accept(_))));
-        let crowded = source("192.0.2.200");
-        assert!(matches!(admission.admit(crowded, false), Verdict::Retry));
-        assert!(matches!(admission.admit(crowded, true), Verdict::Accept(_)));
-        let mapped = source("::ffff:192.0.2.201");
-        assert!(matches!(admission.admit(mapped, false), Verdict::Retry));
-        let elsewhere = source("192.0.3.1");
-        assert!(matches!(
-            admission.admit(elsewhere, false),
-            Verdict::Accept(_)
-        ));
-        drop(held);
-        assert!(matches!(
-            admission.admit(crowded, false),
-            Verdict::Accept(_)
-        ));
+    fn accepted(verdict: Verdict) -> Permit {
+        match verdict {
+            Verdict::Accept(permit) => permit,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
-    fn the_total_is_a_hard_limit() {
+    fn a_crowded_prefix_must_prove_its_address_and_has_its_share() {
+        let admission = Arc::new(Admission::new(128));
+        let crowded = source("192.0.2.200");
+        let mut held: Vec<Permit> = (0..PREFIX_FREE)
+            .map(|host| accepted(admission.admit(source(&format!("192.0.2.{host}")), false)))
+            .collect();
+        assert!(matches!(admission.admit(crowded, false), Verdict::Retry));
+        let mapped = source("::ffff:192.0.2.201");
+        assert!(matches!(admission.admit(mapped, false), Verdict::Retry));
+        drop(accepted(admission.admit(source("192.0.3.1"), false)));
+        for _ in PREFIX_FREE..64 {
+            held.push(accepted(admission.admit(crowded, true)));
+        }
+        assert!(matches!(admission.admit(crowded, true), Verdict::Refuse));
+        drop(held);
+        drop(accepted(admission.admit(crowded, false)));
+        assert!(admission.lock().by_prefix.is_empty());
+    }
+
+    #[test]
+    fn the_total_is_a_hard_limit_and_told_only_to_real_sources() {
         let admission = Arc::new(Admission::new(2));
-        let first = admission.admit(source("2001:db8::1"), true);
-        let _second = admission.admit(source("2001:db8:1::1"), true);
+        let first = accepted(admission.admit(source("2001:db8::1"), true));
+        let _second = accepted(admission.admit(source("2001:db8:1::1"), true));
         let third = source("2001:db8:2::1");
+        assert!(matches!(admission.admit(third, false), Verdict::Retry));
         assert!(matches!(admission.admit(third, true), Verdict::Refuse));
         drop(first);
-        assert!(matches!(admission.admit(third, true), Verdict::Accept(_)));
-        assert!(admission.by_prefix.lock().unwrap().len() <= 2);
+        drop(accepted(admission.admit(third, true)));
+    }
+
+    #[test]
+    fn a_flood_of_forged_sources_shuts_nobody_out() {
+        let admission = Arc::new(Admission::new(1024));
+        let flood: Vec<Verdict> = (0..2000u32)
+            .map(|n| {
+                let [_, b, c, _] = (n << 8).to_be_bytes();
+                admission.admit(source(&format!("198.{b}.{c}.1")), false)
+            })
+            .collect();
+        let held = flood
+            .iter()
+            .filter(|verdict| matches!(verdict, Verdict::Accept(_)))
+            .count();
+        assert_eq!(held, UNPROVED_LIMIT);
+        // The honest one is asked to prove itself, does, and is let in.
+        let honest = source("203.0.113.5");
+        assert!(matches!(admission.admit(honest, false), Verdict::Retry));
+        let mut permit = accepted(admission.admit(honest, true));
+        permit.proved();
+        // Handshakes that come through make room for others.
+        drop(flood);
+        let mut one = accepted(admission.admit(honest, false));
+        assert_eq!(admission.lock().unproved, 1);
+        one.proved();
+        one.proved();
+        assert_eq!(admission.lock().unproved, 0);
+    }
+
+    #[test]
+    fn tunnels_and_this_machine_are_no_prefixes() {
+        let admission = Arc::new(Admission::new(256));
+        let tunnelled = |tunnel| SyntheticAddr::new(tunnel, 1).socket_addr();
+        let _held: Vec<Permit> = (0..PREFIX_FREE)
+            .map(|_| accepted(admission.admit(tunnelled(1), false)))
+            .collect();
+        drop(accepted(admission.admit(tunnelled(2), false)));
+        let _local: Vec<Permit> = (0..200)
+            .map(|_| accepted(admission.admit(source("127.0.0.1"), true)))
+            .collect();
     }
 }

@@ -2,8 +2,11 @@
 
 use std::{
     net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
+
+use anyreach_net::{SyntheticAddr, canonical, is_possible_peer, is_synthetic};
 
 use super::{
     Endpoint,
@@ -14,14 +17,27 @@ use crate::{
     control::{ControlStream, HelloError},
     crypto::tls,
     error::DialError,
-    registry::Dialed,
+    registry::{ConnectionKey, Dialed, HelloStamp},
 };
+
+/// How long to wait for the connection in whose favour the peer has closed ours: it was complete
+/// at the peer when it decided so, and its hello is under way.
+const OTHER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a dial came to.
+#[derive(Debug, Clone)]
+pub struct DialOutcome {
+    /// The connection to the peer that counts.
+    pub connection: Connection,
+    /// Whether this dial made it; otherwise it was there, or came in meanwhile.
+    pub made_here: bool,
+}
 
 impl Endpoint {
     /// Connects to `addr`, and if `expected` is given, to nobody else there.
     ///
     /// Returns the connection that counts: the one made, or another to the same peer that was
-    /// there first or came in meanwhile. Dropping the future ends the attempt.
+    /// there first or came in meanwhile, and that answers. Dropping the future ends the attempt.
     ///
     /// # Errors
     /// [`DialError`] with the reason; `handshake-timeout` when `timeout` has passed.
@@ -30,22 +46,134 @@ impl Endpoint {
         addr: SocketAddr,
         expected: Option<PeerId>,
         timeout: Duration,
-    ) -> Result<Connection, DialError> {
+    ) -> Result<DialOutcome, DialError> {
+        let addr = canonical(addr);
         if expected == Some(self.0.identity.peer_id()) {
             return Err(DialError::self_dial());
         }
-        let attempt = tokio::time::timeout(timeout, self.attempt(addr, expected));
-        let Some(peer) = expected else {
-            return attempt.await.unwrap_or_else(|_| Err(DialError::timeout()));
-        };
-        tokio::select! {
-            biased;
-            connection = self.established(peer) => Ok(connection),
-            result = attempt => result.unwrap_or_else(|_| Err(DialError::timeout())),
+        // An address a user or a peer supplied must never choose a tunnel.
+        if !is_possible_peer(addr) || is_synthetic(addr.ip()) {
+            let detail = format!("{addr} is not the address of a host");
+            return Err(DialError::new("unreachable", detail));
         }
+        self.dial_engine(addr, expected, timeout).await
+    }
+
+    /// Connects to `peer` through a tunnel that was added to [`Endpoint::socket`], as
+    /// [`dial`](Self::dial) does to an address of the network.
+    ///
+    /// # Errors
+    /// As [`dial`](Self::dial).
+    pub async fn dial_through(
+        &self,
+        tunnelled: SyntheticAddr,
+        peer: PeerId,
+        timeout: Duration,
+    ) -> Result<DialOutcome, DialError> {
+        self.dial_engine(tunnelled.socket_addr(), Some(peer), timeout)
+            .await
+    }
+
+    async fn dial_engine(
+        &self,
+        addr: SocketAddr,
+        expected: Option<PeerId>,
+        timeout: Duration,
+    ) -> Result<DialOutcome, DialError> {
+        let handshake_done = AtomicBool::new(false);
+        let attempt = async {
+            match expected {
+                None => self.attempt(addr, None, None, &handshake_done).await,
+                Some(peer) => {
+                    let dead = match self.connection(&peer) {
+                        None => None,
+                        Some(present) if present.answers().await => return Ok(found(present)),
+                        Some(present) => Some(present.id()),
+                    };
+                    tokio::select! {
+                        biased;
+                        other = self.established(peer, dead) => Ok(found(other)),
+                        made = self.attempt(addr, expected, dead, &handshake_done) => made,
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(timeout, attempt)
+            .await
+            .unwrap_or_else(|_| Err(DialError::timeout(handshake_done.load(Ordering::Relaxed))))
     }
 
     async fn attempt(
+        &self,
+        addr: SocketAddr,
+        expected: Option<PeerId>,
+        mut dead: Option<ConnectionKey>,
+        handshake_done: &AtomicBool,
+    ) -> Result<DialOutcome, DialError> {
+        let connection = self.handshake(addr, expected).await?;
+        handshake_done.store(true, Ordering::Relaxed);
+        let peer = connection.peer_id();
+        if peer == self.0.identity.peer_id() {
+            connection.close_as("local", code::SELF_DIAL, b"");
+            return Err(DialError::self_dial());
+        }
+        // Until it is in the registry nobody else knows of it.
+        let unused = CloseOnDrop(&connection);
+        let (stamp, replaced) = loop {
+            let dialed = self
+                .registry()
+                .dialed(peer, connection.id(), connection.clone(), dead);
+            match dialed {
+                Dialed::SayHello { stamp, replaced } => break (stamp, replaced),
+                Dialed::Superfluous => {}
+            }
+            // The race has a winner. It may still fail, so this one stays until that is settled.
+            if let Some(winner) = self.settled(peer, dead).await {
+                if winner.answers().await {
+                    return Ok(found(winner));
+                }
+                dead = Some(winner.id());
+            }
+        };
+        std::mem::forget(unused);
+        let unsettled = Unsettled::new(self, &connection);
+        if let Some(old) = replaced {
+            old.close_as("replaced", code::REPLACED, b"");
+        }
+        match self.say_hello(&connection, stamp).await {
+            Ok((control, answer)) => {
+                let counts = self.registry().answered(peer, connection.id(), answer);
+                if counts {
+                    unsettled.settle();
+                    let established = Established {
+                        connection: connection.clone(),
+                        control,
+                    };
+                    self.establish(established, None);
+                    return Ok(DialOutcome {
+                        connection,
+                        made_here: true,
+                    });
+                }
+                drop(unsettled);
+                self.the_other(peer, None).await
+            }
+            Err(HelloError::Connection(error)) => {
+                drop(unsettled);
+                match connection.reason(&error).kind {
+                    // The peer dialed as well and its connection stays; it may not be here yet.
+                    "replaced" => self.the_other(peer, Some(connection.id())).await,
+                    _ => Err(DialError::from_handshake(error)),
+                }
+            }
+            Err(error) => {
+                connection.close(code::BAD_HELLO, error.to_string().as_bytes());
+                Err(DialError::new("protocol", error.to_string()))
+            }
+        }
+    }
+
+    async fn handshake(
         &self,
         addr: SocketAddr,
         expected: Option<PeerId>,
@@ -69,90 +197,79 @@ impl Endpoint {
                 return Err(DialError::new("unreachable", detail));
             }
         };
-        drop(unreachable);
-        let connection = self.authenticate(engine, true, started)?;
-        let peer = connection.peer_id();
-        if peer == self.0.identity.peer_id() {
-            connection.close_as("local", code::SELF_DIAL, b"");
-            return Err(DialError::self_dial());
-        }
-
-        // A connection that ended must not make this one superfluous: asking takes it out.
-        let _ = self.connection(&peer);
-        let dialed = self
-            .registry()
-            .dialed(peer, connection.id(), connection.clone());
-        let stamp = match dialed {
-            Dialed::SayHello(stamp) => stamp,
-            Dialed::Superfluous => {
-                connection.close_as("replaced", code::DUPLICATE, b"");
-                return self.other_connection(peer).await;
-            }
-        };
-        let tentative = Unsettled::new(self, &connection);
-        let greeted = async {
-            let stream = connection.engine().open_bi().await?;
-            let mut control = ControlStream::new(stream);
-            let answer = control.say_hello(stamp, &self.0.config.agent).await?;
-            Ok((control, answer))
-        };
-        match greeted.await {
-            Ok((control, answer)) => {
-                let counts = self.registry().answered(peer, connection.id(), answer);
-                if counts {
-                    tentative.settle();
-                    self.establish(
-                        Established {
-                            connection: connection.clone(),
-                            control,
-                        },
-                        None,
-                    );
-                    return Ok(connection);
-                }
-                drop(tentative);
-                self.other_connection(peer).await
-            }
-            Err(HelloError::Connection(error)) => {
-                drop(tentative);
-                match connection.reason(&error).kind {
-                    // The peer dialed as well and its connection stays; it may not be here yet.
-                    "replaced" => Ok(self.established(peer).await),
-                    _ => Err(DialError::from_handshake(error)),
-                }
-            }
-            Err(error) => {
-                connection.close(code::BAD_HELLO, error.to_string().as_bytes());
-                Err(DialError::new("protocol", error.to_string()))
-            }
-        }
+        self.authenticate(engine, true, started)
     }
 
-    /// The connection in whose favour this attempt was given up.
-    async fn other_connection(&self, peer: PeerId) -> Result<Connection, DialError> {
-        loop {
-            let changed = self.0.registry_changed.notified();
-            if let Some(connection) = self.connection(&peer) {
-                return Ok(connection);
-            }
-            if !self.registry().contains(&peer) {
-                return Err(DialError::new(
-                    "closed",
-                    "the peer preferred another connection, which then was lost",
-                ));
-            }
-            changed.await;
-        }
+    async fn say_hello(
+        &self,
+        connection: &Connection,
+        stamp: HelloStamp,
+    ) -> Result<(ControlStream, HelloStamp), HelloError> {
+        let stream = connection.engine().open_bi().await?;
+        let mut control = ControlStream::new(stream);
+        let answer = control.say_hello(stamp, &self.0.config.agent).await?;
+        Ok((control, answer))
     }
 
-    /// Waits until there is a connection to `peer`.
-    async fn established(&self, peer: PeerId) -> Connection {
+    /// Waits until there is a connection to `peer` other than `dead`.
+    async fn established(&self, peer: PeerId, dead: Option<ConnectionKey>) -> Connection {
         loop {
             let changed = self.0.registry_changed.notified();
-            if let Some(connection) = self.connection(&peer) {
+            if let Some(connection) = self.connection(&peer).filter(|c| Some(c.id()) != dead) {
                 return connection;
             }
             changed.await;
         }
+    }
+
+    /// Waits until there is a connection to `peer` other than `dead`, or none in the making.
+    async fn settled(&self, peer: PeerId, dead: Option<ConnectionKey>) -> Option<Connection> {
+        loop {
+            let changed = self.0.registry_changed.notified();
+            {
+                let registry = self.registry();
+                match registry.established(&peer) {
+                    Some(connection) if Some(connection.id()) != dead => {
+                        return Some(connection.clone());
+                    }
+                    _ if !registry.contains(&peer) => return None,
+                    _ => {}
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// The connection in whose favour this attempt was given up.
+    async fn the_other(
+        &self,
+        peer: PeerId,
+        dead: Option<ConnectionKey>,
+    ) -> Result<DialOutcome, DialError> {
+        tokio::time::timeout(OTHER_PATIENCE, self.established(peer, dead))
+            .await
+            .map(found)
+            .map_err(|_| {
+                DialError::new(
+                    "closed",
+                    "the peer preferred a connection of its own, which then did not come",
+                )
+            })
+    }
+}
+
+fn found(connection: Connection) -> DialOutcome {
+    DialOutcome {
+        connection,
+        made_here: false,
+    }
+}
+
+/// Closes a connection nobody has heard of.
+struct CloseOnDrop<'a>(&'a Connection);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close_as("replaced", code::DUPLICATE, b"");
     }
 }

@@ -1,12 +1,6 @@
 //! Accepting handshakes, and watching over established connections until they end.
 
-use std::{
-    future::poll_fn,
-    net::SocketAddr,
-    pin::pin,
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{future::poll_fn, net::SocketAddr, pin::pin, sync::atomic::Ordering, time::Instant};
 
 use anyreach_net::canonical;
 use futures_core::Stream;
@@ -17,10 +11,10 @@ use super::{
     admission::{Permit, Verdict},
 };
 use crate::{
-    Connection, Event, code,
-    connection::path_number,
+    Connection, code,
     control::{ControlStream, HelloError},
     registry::Greeted,
+    throttle::Throttle,
 };
 
 /// A connection on which both sides said hello.
@@ -57,9 +51,12 @@ impl Drop for Unsettled<'_> {
             return;
         }
         self.endpoint.forget(self.connection);
+        let (code, text): (_, &[u8]) = match self.connection.outbound() {
+            true => (code::CANCELLED, b"the dial was given up"),
+            false => (code::BAD_HELLO, b"the hello could not be answered"),
+        };
         // No effect if the connection is closed already.
-        self.connection
-            .close_as("local", code::CANCELLED, b"the dial was given up");
+        self.connection.close_as("local", code, text);
     }
 }
 
@@ -83,6 +80,7 @@ impl Endpoint {
                     tokio::spawn(self.clone().welcome(incoming, permit));
                 }
                 Verdict::Retry => {
+                    rejected.retry.fetch_add(1, Ordering::Relaxed);
                     // Fails only for a validated address, which is never asked to retry.
                     let _ = incoming.retry();
                 }
@@ -94,11 +92,11 @@ impl Endpoint {
         }
     }
 
-    async fn welcome(self, incoming: Incoming, permit: Permit) {
+    async fn welcome(self, incoming: Incoming, mut permit: Permit) {
         let remote = incoming.remote_address();
-        let refusal = match self.greet(incoming).await {
+        let refusal = match self.greet(incoming, &mut permit).await {
             Ok(established) => {
-                self.0.incoming.push(established.connection.clone());
+                self.0.arrivals.push(established.connection.clone());
                 self.establish(established, Some(permit));
                 return;
             }
@@ -116,7 +114,7 @@ impl Endpoint {
     }
 
     /// Handshake, hello and answer on the accepting side, all within the handshake timeout.
-    async fn greet(&self, incoming: Incoming) -> Result<Established, Refusal> {
+    async fn greet(&self, incoming: Incoming, permit: &mut Permit) -> Result<Established, Refusal> {
         let started = Instant::now();
         let deadline = started + self.0.config.handshake_timeout;
         let connecting = incoming.accept().map_err(Refusal::Handshake)?;
@@ -124,6 +122,7 @@ impl Endpoint {
             .await
             .map_err(|_| Refusal::Late)?
             .map_err(Refusal::Handshake)?;
+        permit.proved();
         let connection = self
             .authenticate(engine, false, started)
             .map_err(|_| Refusal::Handshake(ConnectionError::LocallyClosed))?;
@@ -152,26 +151,24 @@ impl Endpoint {
             connection.clone(),
             stamp,
         );
-        let stamp = match greeted {
-            Greeted::Reject => {
-                connection.close_as("replaced", code::DUPLICATE, b"");
-                return Err(Refusal::Duplicate);
-            }
-            Greeted::Accept { stamp, replaced } => {
-                if let Some(old) = replaced {
-                    old.close_as("replaced", code::REPLACED, b"");
-                }
-                stamp
-            }
+        let Greeted::Accept { stamp, replaced } = greeted else {
+            connection.close_as("replaced", code::DUPLICATE, b"");
+            return Err(Refusal::Duplicate);
         };
         let unsettled = Unsettled::new(self, &connection);
         // Waits only for a peer that grants no room on its own control stream.
         let answer = control.answer_hello(stamp, &self.0.config.agent);
-        tokio::time::timeout_at(deadline.into(), answer)
+        let answered = tokio::time::timeout_at(deadline.into(), answer)
             .await
-            .unwrap_or(Err(HelloError::Late))
-            .map_err(Refusal::Hello)?;
+            .unwrap_or(Err(HelloError::Late));
+        // Whatever became of the new one: its hello said that the peer has given up the old one.
+        if let Some(old) = replaced {
+            old.close_as("replaced", code::REPLACED, b"");
+        }
+        answered.map_err(Refusal::Hello)?;
         unsettled.settle();
+        self.registry()
+            .settled(connection.peer_id(), connection.id());
         Ok(Established {
             connection,
             control,
@@ -180,37 +177,41 @@ impl Endpoint {
 
     pub(super) fn establish(&self, established: Established, permit: Option<Permit>) {
         // Told before anyone waiting for it wakes up, so that it comes before what follows.
-        self.emit(Event::Connected(established.connection.clone()));
+        self.0.journal.connected(&established.connection);
         self.0.registry_changed.notify_waiters();
-        tokio::spawn(self.clone().supervise(established, permit));
+        let supervisor = Supervisor::new(self.clone());
+        tokio::spawn(async move { supervisor.0.supervise(established, permit).await });
     }
 
-    fn forget(&self, connection: &Connection) {
+    pub(super) fn forget(&self, connection: &Connection) {
         self.registry()
             .removed(connection.peer_id(), connection.id());
+        self.0.arrivals.forget(connection.id());
         self.0.registry_changed.notify_waiters();
     }
 
-    async fn supervise(self, established: Established, _permit: Option<Permit>) {
+    async fn supervise(&self, established: Established, _permit: Option<Permit>) {
         let Established {
             connection,
             mut control,
         } = established;
         // Subscribe first, then look at what was reported before.
         let mut path_events = connection.engine().path_events();
+        let mut news = News::new(self, &connection);
         if let Some(address) = connection.engine().observed_external_addr().get() {
-            self.observed(&connection, PathId::ZERO, address);
+            news.observed(PathId::ZERO, address);
         }
         let mut control_open = true;
         let error = loop {
+            let due = news.tell(Instant::now());
             tokio::select! {
                 error = connection.engine().closed() => break error,
                 event = poll_fn(|cx| pin!(&mut path_events).poll_next(cx)) => match event {
-                    Some(Ok(event)) => self.path_event(&connection, event),
-                    // Missed some: the next ones are told all the same.
-                    Some(Err(_)) => {}
+                    Some(Ok(event)) => news.path_event(&event),
+                    Some(Err(_)) => news.missed(),
                     None => break connection.engine().closed().await,
                 },
+                () = wait_until(due), if due.is_some() => {}
                 message = control.read(), if control_open => {
                     // Nothing is said after the hellos by this version. What later versions say
                     // is skipped inside; what is not of the protocol ends the connection.
@@ -226,40 +227,97 @@ impl Endpoint {
         };
         self.forget(&connection);
         let reason = connection.reason(&error);
-        self.emit(Event::Disconnected { connection, reason });
+        self.0.journal.disconnected(&connection, reason);
+    }
+}
+
+async fn wait_until(due: Option<Instant>) {
+    if let Some(due) = due {
+        tokio::time::sleep_until(due.into()).await;
+    }
+}
+
+/// What is to be told of one connection, at the pace it may make news.
+struct News<'a> {
+    endpoint: &'a Endpoint,
+    connection: &'a Connection,
+    throttle: Throttle,
+    paths: Option<&'static str>,
+    observed: bool,
+}
+
+impl<'a> News<'a> {
+    fn new(endpoint: &'a Endpoint, connection: &'a Connection) -> Self {
+        Self {
+            endpoint,
+            connection,
+            throttle: Throttle::new(Instant::now()),
+            paths: None,
+            observed: false,
+        }
     }
 
-    fn path_event(&self, connection: &Connection, event: PathEvent) {
-        let reason = match event {
+    fn path_event(&mut self, event: &PathEvent) {
+        match *event {
             PathEvent::Established { id, .. } => {
-                connection.path_established(id);
-                "established"
+                self.connection.path_established(id);
+                self.paths = Some("established");
             }
             PathEvent::Abandoned { id, .. } => {
-                connection.path_abandoned(id);
-                "abandoned"
+                self.connection.path_abandoned(id);
+                self.paths = Some("abandoned");
             }
-            PathEvent::ObservedAddr { id, addr, .. } => {
-                self.observed(connection, id, addr);
-                return;
-            }
-            _ => return,
-        };
-        self.emit(Event::PathsChanged {
-            connection: connection.clone(),
-            reason,
-        });
+            PathEvent::ObservedAddr { id, addr, .. } => self.observed(id, addr),
+            _ => {}
+        }
     }
 
-    fn observed(&self, connection: &Connection, id: PathId, address: SocketAddr) {
-        let address = canonical(address);
-        if let Some(after) = connection.path_observed(id, address) {
-            self.emit(Event::Observed {
-                connection: connection.clone(),
-                path_id: path_number(id),
-                address,
-                after: after.max(Duration::from_micros(1)),
-            });
+    fn observed(&mut self, id: PathId, address: SocketAddr) {
+        self.observed |= self.connection.path_observed(id, canonical(address));
+    }
+
+    /// The engine made events faster than they were taken.
+    fn missed(&mut self) {
+        self.connection.paths_missed();
+        self.paths = Some("established");
+    }
+
+    /// Tells what there is, or says when it may be told.
+    fn tell(&mut self, now: Instant) -> Option<Instant> {
+        if self.paths.is_none() && !self.observed {
+            return None;
+        }
+        if let Err(due) = self.throttle.take(now) {
+            return Some(due);
+        }
+        let journal = &self.endpoint.0.journal;
+        if let Some(reason) = self.paths.take() {
+            journal.paths_changed(self.connection, reason);
+        }
+        if std::mem::take(&mut self.observed) {
+            for (path_id, address, after) in self.connection.take_observed() {
+                journal.observed(self.connection, path_id, address, after);
+            }
+        }
+        None
+    }
+}
+
+/// Counts the tasks that watch over connections, so that closing can wait for their last word.
+struct Supervisor(Endpoint);
+
+impl Supervisor {
+    fn new(endpoint: Endpoint) -> Self {
+        let endpoint = endpoint.for_task();
+        endpoint.0.supervisors.fetch_add(1, Ordering::AcqRel);
+        Self(endpoint)
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        if self.0.0.supervisors.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.0.supervisors_gone.notify_waiters();
         }
     }
 }

@@ -16,16 +16,27 @@ fn stamp(instance: u64, serial: u64) -> HelloStamp {
 #[test]
 fn a_second_won_race_is_superfluous() {
     let mut registry = Registry::new(SMALL, 7);
-    assert_eq!(
-        registry.dialed(LARGE, 1, "a"),
-        Dialed::SayHello(stamp(7, 1))
-    );
-    assert_eq!(registry.dialed(LARGE, 2, "b"), Dialed::Superfluous);
+    let say_hello = |serial, replaced| Dialed::SayHello {
+        stamp: stamp(7, serial),
+        replaced,
+    };
+    assert_eq!(registry.dialed(LARGE, 1, "a", None), say_hello(1, None));
+    assert_eq!(registry.dialed(LARGE, 2, "b", None), Dialed::Superfluous);
     assert_eq!(registry.established(&LARGE), None);
     assert!(registry.answered(LARGE, 1, stamp(9, 1)));
     assert_eq!(registry.established(&LARGE), Some(&"a"));
     assert!(!registry.removed(LARGE, 2));
-    assert!(registry.removed(LARGE, 1));
+    assert_eq!(
+        registry.dialed(LARGE, 3, "c", Some(2)),
+        Dialed::Superfluous,
+        "what did not answer is gone, what is there is another"
+    );
+    assert_eq!(
+        registry.dialed(LARGE, 4, "d", Some(1)),
+        say_hello(2, Some("a"))
+    );
+    assert!(!registry.removed(LARGE, 1));
+    assert!(registry.removed(LARGE, 4));
     assert_eq!(registry.connections().count(), 0);
 }
 
@@ -56,6 +67,10 @@ fn a_restarted_peer_and_a_peer_that_lost_its_connection_replace_the_old_one() {
         accepted(Some("c"), 3)
     );
     assert!(!registry.removed(LARGE, 1), "the old ones no longer count");
+    assert_eq!(registry.established(&LARGE), None, "not answered yet");
+    registry.settled(LARGE, 3);
+    assert_eq!(registry.established(&LARGE), None);
+    registry.settled(LARGE, 4);
     assert_eq!(registry.established(&LARGE), Some(&"d"));
 }
 
@@ -117,8 +132,8 @@ impl World {
         self.wires.push(Default::default());
         self.dialer.push(node);
         let registry = &mut self.nodes[node].registry;
-        match registry.dialed(Self::peer_of(node), connection, connection) {
-            Dialed::SayHello(stamp) => self.send(node, connection, Message::Hello(stamp)),
+        match registry.dialed(Self::peer_of(node), connection, connection, None) {
+            Dialed::SayHello { stamp, .. } => self.send(node, connection, Message::Hello(stamp)),
             Dialed::Superfluous => self.close(node, connection),
         }
     }
@@ -147,6 +162,7 @@ impl World {
         match message {
             Message::Hello(stamp) => match self.nodes[to].registry.greeted(peer, id, id, stamp) {
                 Greeted::Accept { stamp, replaced } => {
+                    self.nodes[to].registry.settled(peer, id);
                     if let Some(old) = replaced {
                         self.close(to, old);
                     }

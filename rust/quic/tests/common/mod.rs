@@ -42,5 +42,5 @@ pub async fn within<T>(future: impl Future<Output = T>) -> T {
 pub async fn connected(from: &Endpoint, to: &Endpoint) -> (Connection, Connection) {
     let dial = from.dial(to.local_addr(), Some(to.identity().peer_id()), LONG);
     let (dialed, accepted) = within(async { tokio::join!(dial, to.accept()) }).await;
-    (dialed.unwrap(), accepted.unwrap())
+    (dialed.unwrap().connection, accepted.unwrap())
 }
