@@ -441,3 +441,53 @@ async fn only_version_one_is_offered() {
         .collect();
     assert_eq!(offered, [[0, 0, 0, 1]]);
 }
+
+/// Sees what leaves a connection just before it is sealed.
+#[derive(Default)]
+struct Witness(std::sync::Mutex<Vec<Vec<u8>>>);
+
+impl anyreach_quic::PacketTap for Witness {
+    fn sealing(&self, _: noq::PathId, _: u64, payload: &mut [u8]) {
+        self.0.lock().unwrap().push(payload.to_vec());
+    }
+
+    fn opened(&self, _: noq::PathId, _: u64, _: &mut bytes::BytesMut) {}
+}
+
+#[tokio::test]
+async fn no_mapped_address_leaves_a_dual_stack_socket() {
+    use anyreach_wire::{frames::Frame, walk::frame_at};
+
+    let witness = Arc::new(Witness::default());
+    let node = endpoint_with(|config| {
+        config.bind_addr = "[::]:0".parse().unwrap();
+        let witness = witness.clone();
+        config.tap = Some(Arc::new(move |_| witness.clone()));
+    });
+    let guest = endpoint();
+    let to = SocketAddr::new(loopback().ip(), node.local_addr().port());
+    let made = within(guest.dial(to, None, LONG)).await.unwrap();
+    let observed = within(async {
+        loop {
+            for event in guest.events().await.unwrap() {
+                if let Event::Observed { address, .. } = event {
+                    return address;
+                }
+            }
+        }
+    });
+    assert_eq!(observed.await, guest.local_addr());
+    assert_eq!(made.connection.close_reason(), None);
+    let mut reports = 0;
+    for payload in witness.0.lock().unwrap().iter() {
+        let mut at = 0;
+        while let Ok(Some(frame)) = frame_at(payload, at) {
+            at = frame.range.end;
+            if let Ok(Frame::ObservedAddress(report)) = Frame::decode(&mut &payload[frame.range]) {
+                reports += 1;
+                assert_eq!(frame.frame_type, 0x9f_81a6, "{report:?}");
+            }
+        }
+    }
+    assert!(reports > 0);
+}

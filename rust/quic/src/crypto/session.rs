@@ -22,7 +22,7 @@ use rustls::{
 
 use super::{
     retry,
-    tap::{PacketTap, TapFactory, TappedKey},
+    tap::{OneRttKey, PacketTap, TapFactory},
 };
 
 /// QUIC version 1 (RFC 9000); nothing else is spoken.
@@ -137,14 +137,11 @@ struct Session {
 }
 
 impl Session {
-    fn tapped(&self, key: Box<dyn PacketKey>) -> Box<dyn PacketKey> {
-        match &self.tap {
-            Some(tap) => Box::new(TappedKey {
-                key,
-                tap: tap.clone(),
-            }),
-            None => key,
-        }
+    fn one_rtt(&self, key: Box<dyn PacketKey>) -> Box<dyn PacketKey> {
+        Box::new(OneRttKey {
+            key,
+            tap: self.tap.clone(),
+        })
     }
 }
 
@@ -255,8 +252,8 @@ impl crypto::Session for Session {
                 self.next_secrets = Some(next);
                 let mut new = keys(new.local, new.remote);
                 new.packet = KeyPair {
-                    local: self.tapped(new.packet.local),
-                    remote: self.tapped(new.packet.remote),
+                    local: self.one_rtt(new.packet.local),
+                    remote: self.one_rtt(new.packet.remote),
                 };
                 Some(new)
             }
@@ -266,8 +263,8 @@ impl crypto::Session for Session {
     fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
         let next = self.next_secrets.as_mut()?.next_packet_keys();
         Some(KeyPair {
-            local: self.tapped(Box::new(next.local)),
-            remote: self.tapped(Box::new(next.remote)),
+            local: self.one_rtt(Box::new(next.local)),
+            remote: self.one_rtt(Box::new(next.remote)),
         })
     }
 

@@ -13,6 +13,8 @@ use noq_proto::{
     crypto::{CryptoError, PacketKey},
 };
 
+use super::observed;
+
 /// Rewrites the packets of one connection.
 pub trait PacketTap: Send + Sync + 'static {
     /// Called with the encoded transport parameters this side is about to send.
@@ -37,16 +39,20 @@ pub trait PacketTap: Send + Sync + 'static {
 /// Makes the tap of a new connection, given the role of this side.
 pub type TapFactory = Arc<dyn Fn(Side) -> Arc<dyn PacketTap> + Send + Sync>;
 
-/// A packet key with a tap in front of it.
-pub(super) struct TappedKey {
+/// The key of 1-RTT packets, with what happens to them in clear.
+pub(super) struct OneRttKey {
     pub(super) key: Box<dyn PacketKey>,
-    pub(super) tap: Arc<dyn PacketTap>,
+    pub(super) tap: Option<Arc<dyn PacketTap>>,
 }
 
-impl PacketKey for TappedKey {
+impl PacketKey for OneRttKey {
     fn encrypt(&self, path_id: PathId, packet: u64, buf: &mut [u8], header_len: usize) {
         let end = buf.len() - self.key.tag_len();
-        self.tap.sealing(path_id, packet, &mut buf[header_len..end]);
+        let payload = &mut buf[header_len..end];
+        observed::canonicalise(payload);
+        if let Some(tap) = &self.tap {
+            tap.sealing(path_id, packet, payload);
+        }
         self.key.encrypt(path_id, packet, buf, header_len);
     }
 
@@ -58,7 +64,9 @@ impl PacketKey for TappedKey {
         payload: &mut BytesMut,
     ) -> Result<(), CryptoError> {
         self.key.decrypt(path_id, packet, header, payload)?;
-        self.tap.opened(path_id, packet, payload);
+        if let Some(tap) = &self.tap {
+            tap.opened(path_id, packet, payload);
+        }
         Ok(())
     }
 
