@@ -40,10 +40,10 @@ def render(
         "# Benchmarks",
         "",
         "Made by `make bench`: two processes per contender on the loopback interface, one",
-        "contender at a time, interleaved, in changing order. Cells are *worst / median* of the",
-        "runs: the minimum of rates, the maximum of costs and times. Compare contenders within",
-        "this page only, and CPU seconds rather than rates: processes share the cores with each",
-        "other and with the rest of the machine.",
+        "contender at a time, interleaved, in changing order. Cells are *minimum / median* of the",
+        "runs, also where less is better. Compare contenders within this page only, and CPU",
+        "seconds rather than rates: processes share the cores with each other and with the rest",
+        "of the machine.",
         "",
         *(f"- {name}: {value}" for name, value in environment.items()),
         *(f"- {condition}" for condition in conditions),
@@ -95,11 +95,10 @@ def _table(results: Results, names: Sequence[str]) -> Iterator[str]:
 def _cell(values: Sequence[float] | None, figure: Figure) -> str:
     if not values:
         return "-"
-    worst = min(values) if figure.more_is_better else max(values)
     median = statistics.median(values)
     if len(values) == 1:
         return f"{median:,.{figure.digits}f}"
-    return f"{worst:,.{figure.digits}f} / {median:,.{figure.digits}f}"
+    return f"{min(values):,.{figure.digits}f} / {median:,.{figure.digits}f}"
 
 
 def targets(results: Results, startup: Startup) -> Iterable[Target]:

@@ -45,34 +45,32 @@ class Figure:
         title: in the report.
         unit: of its values.
         digits: after the decimal point.
-        more_is_better: which end of the scale is good.
     """
 
     key: str
     title: str
     unit: str
     digits: int
-    more_is_better: bool
 
 
 def _bulk_figures() -> Iterator[Figure]:
     for direction, streams in BULK:
         what = f"bulk {direction}load, {streams} stream{'s' if streams > 1 else ''}"
-        yield Figure(f"bulk_{direction}_{streams}", what, "MB/s", 0, True)
-        yield Figure(f"bulk_{direction}_{streams}_cpu", f"{what}, CPU", "s/GB", 2, False)
+        yield Figure(f"bulk_{direction}_{streams}", what, "MB/s", 0)
+        yield Figure(f"bulk_{direction}_{streams}_cpu", f"{what}, CPU", "s/GB", 2)
 
 
 FIGURES = [
     *_bulk_figures(),
-    Figure("datagrams", f"datagrams of {DATAGRAM_BYTES} B received", "1/s", 0, True),
-    Figure("datagrams_lost", "datagrams lost", "%", 1, False),
-    Figure("datagrams_cpu", "CPU per datagram received", "µs", 2, False),
-    Figure("echo", f"{ECHO_BYTES} B echo round trip, p50", "µs", 0, False),
-    Figure("echo_p99", f"{ECHO_BYTES} B echo round trip, p99", "µs", 0, False),
-    Figure("handshakes", f"handshakes, {PARALLEL_HANDSHAKES} at a time", "1/s", 0, True),
-    Figure("handshakes_cpu", "CPU per handshake", "ms", 2, False),
-    Figure("connect", "time to connect, one at a time, p50", "ms", 2, False),
-    Figure("idle", "memory of an idle connection, server end", "KB", 0, False),
+    Figure("datagrams", f"datagrams of {DATAGRAM_BYTES} B received", "1/s", 0),
+    Figure("datagrams_lost", "datagrams lost", "%", 1),
+    Figure("datagrams_cpu", "CPU per datagram received", "µs", 2),
+    Figure("echo", f"{ECHO_BYTES} B echo round trip, p50", "µs", 0),
+    Figure("echo_p99", f"{ECHO_BYTES} B echo round trip, p99", "µs", 0),
+    Figure("handshakes", f"handshakes, {PARALLEL_HANDSHAKES} at a time", "1/s", 0),
+    Figure("handshakes_cpu", "CPU per handshake", "ms", 2),
+    Figure("connect", "time to connect, one at a time, p50", "ms", 2),
+    Figure("idle", "memory of an idle connection, server end", "KB", 0),
 ]
 
 
