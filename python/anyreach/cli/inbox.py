@@ -71,6 +71,9 @@ class Mailroom:
         except (AnyreachError, OSError, EOFError) as error:
             self._tell_failure(peer, current, present, str(error), "connection")
             raise
+        else:
+            if self._shown is current:
+                self._bar.finish()
         finally:
             if self._shown is current:
                 self._bar.clear()

@@ -114,9 +114,15 @@ class ProgressBar:
             self._write(bar_line(self._name, done, self._total, rate, 100) + "\n")
 
     def clear(self) -> None:
-        """Takes the line away, for other output or at the end."""
+        """Takes the line away, for other output or because the transfer broke."""
         if self._visible:
             self._write("\r\x1b[K")
+            self._visible = False
+
+    def finish(self) -> None:
+        """Leaves the line of a complete file standing."""
+        if self._visible:
+            self._write("\n")
             self._visible = False
 
     def _write(self, text: str) -> None:

@@ -141,13 +141,13 @@ class _Delivery:
             try:
                 sent = await self._send_once(path, attempt)
             except TransferError as error:
-                if not error.retryable or attempt.over:
+                if not error.retryable or not attempt.failed():
                     return self._tell_failure(path, error)
                 problem: Exception = error
             except PeerIdMismatch:
                 raise
             except (ConnectionError, StreamClosed, EOFError, TimeoutError) as error:
-                if attempt.over:
+                if not attempt.failed():
                     raise
                 problem = error
             else:
@@ -178,12 +178,15 @@ class _Delivery:
         self._carried = 0
         try:
             await stream.write(encode_header("send"))
-            return await send_file(stream, outgoing, progress=progress, pacer=self._pacer)
+            sent = await send_file(stream, outgoing, progress=progress, pacer=self._pacer)
         except (StreamReset, ConnectError):
             raise
         except ConnectionError:
             self._connection = None
             raise
+        else:
+            self._bar.finish()
+            return sent
         finally:
             self._totals.carried += self._carried
             self._bar.clear()
@@ -228,22 +231,24 @@ class _Delivery:
 
 
 class _Attempts:
-    """How long to go on, and how long to wait before the next attempt."""
+    """Whether to go on after a break, and how long to wait before that."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._last_progress = time.monotonic()
+        self._failing_since: float | None = None
         self._delay = _BACKOFF[0]
 
     def progressed(self) -> None:
-        """Something arrived: patience and backoff start anew."""
-        self._last_progress = time.monotonic()
+        """Bytes moved: patience and backoff start anew."""
+        self._failing_since = None
         self._delay = _BACKOFF[0]
 
-    @property
-    def over(self) -> bool:
-        """Whether the time without progress is used up."""
-        return time.monotonic() - self._last_progress > self._patience
+    def failed(self) -> bool:
+        """Notes a break; whether there is time left for another attempt."""
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        return now - self._failing_since < self._patience
 
     def next_delay(self) -> float:
         """Seconds to wait; grows with each call without progress."""
