@@ -57,6 +57,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 
+# The demonstration and the wheel need this much; the tests need the rest.
+$(BIN)/maturin: | $(BIN)/python
+	$(BIN)/pip install --quiet 'maturin>=1.9,<2'
+
 $(BIN)/.deps: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --group dev
 	touch $@
@@ -65,7 +69,7 @@ $(BIN)/.built: $(RUST_SOURCES) $(BIN)/.deps
 	$(BIN)/maturin develop --profile dev --quiet
 	touch $@
 
-dist/.built: $(RUST_SOURCES) $(PYTHON_SOURCES) | $(BIN)/.deps
+dist/.built: $(RUST_SOURCES) $(PYTHON_SOURCES) | $(BIN)/maturin
 	rm -rf dist
 	$(BIN)/maturin build --release --quiet --out dist
 	touch $@
