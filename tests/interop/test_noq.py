@@ -66,10 +66,6 @@ async def test_paths_are_identified_alike() -> None:
         assert path.current
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the engine holds IPv4 addresses in mapped form, and reports them in it as well",
-)
 async def test_an_ipv4_address_is_reported_as_ipv4() -> None:
     """OBSERVED_ADDRESS has a type for each family; a mapped address belongs to neither."""
     async with program("noq-peer", "server") as noq, Node(config()) as node:
