@@ -179,6 +179,19 @@ def test_several_files_and_names_that_are_taken(
     }
 
 
+def test_two_senders_of_the_same_file(
+    start: Callable[..., Program], tmp_path: Path, source: Path
+) -> None:
+    receiver = receive(start, tmp_path, "--bind", "127.0.0.1:0")
+    first = start("send", peer(receiver), source, "--ephemeral", "--limit-rate", RATE)
+    halfway(tmp_path)
+    second = start("send", peer(receiver), source, "--ephemeral")
+    assert not next(e for e in first.finish() if e["event"] == "file_sent")["existing"]
+    assert next(e for e in second.finish() if e["event"] == "file_sent")["existing"]
+    assert "being received already" in second.stderr
+    check_arrived(tmp_path, source)
+
+
 def test_what_cannot_be_sent(node: Program, start: Callable[..., Program], tmp_path: Path) -> None:
     hidden = tmp_path / ".hidden"
     hidden.write_text("x")

@@ -18,8 +18,9 @@ from anyreach.cli.header import (
     encode_varint,
     read_header,
 )
+from anyreach.cli.output import Style
 from anyreach.cli.progress import RateMeter, bar_line
-from anyreach.cli.words import bytes_text, duration_text
+from anyreach.cli.words import bytes_text, describe, duration_text
 
 
 class Bytes:
@@ -86,6 +87,15 @@ def test_pings_decode_or_not(data: bytes) -> None:
 def test_the_bar_fits_its_line(name: str, done: int, total: int, rate: float, columns: int) -> None:
     line = bar_line(name, min(done, total), total, rate, columns)
     assert len(line) <= max(columns - 1, 0)
+
+
+def test_sentences_do_not_control_the_terminal() -> None:
+    sent = {"name": "a\x1b[2J\u202eb", "bytes": 1, "resumed_at": 0, "existing": False}
+    failed = {"state": "failed", "address": "x", "error": "no\x07\n  answer\x9b", "peer_id": None}
+    for name, event in (("file_sent", sent), ("known_peer", failed)):
+        text = describe({"event": name, **event}, Style(enabled=False))
+        assert text is not None
+        assert all(line.isprintable() for line in text.split("\n"))
 
 
 def test_the_bar_says_what_people_want_to_know() -> None:

@@ -41,7 +41,16 @@ def duration_text(seconds: float) -> str:
 def describe(event: Mapping[str, object], style: _Style) -> str | None:
     """What to print for ``event``; ``None`` for nothing."""
     words = _WORDS.get(str(event.get("event")))
-    return words(event, style) if words is not None else None
+    if words is None:
+        return None
+    # Some values come from peers; none of them may control the terminal.
+    return words({key: _clean(value) for key, value in event.items()}, style)
+
+
+def _clean(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return "\n".join(printable(line, 2000) for line in value.split("\n"))
 
 
 def _short(peer_id: object) -> str:
@@ -139,7 +148,7 @@ def _bench(event: Mapping[str, object], style: _Style) -> str:
 
 
 def _file_sent(event: Mapping[str, object], style: _Style) -> str:
-    name = printable(str(event["name"]))
+    name = event["name"]
     if event["existing"]:
         return f"{style('green', 'there already')} {name} ({bytes_text(_number(event['bytes']))})"
     resumed = _number(event["resumed_at"])
@@ -166,7 +175,7 @@ def _received(event: Mapping[str, object], style: _Style) -> str:
 
 def _interrupted(event: Mapping[str, object], style: _Style) -> str:
     return (
-        f"{style('yellow', 'interrupted')} {printable(str(event['name']))} after "
+        f"{style('yellow', 'interrupted')} {event['name']} after "
         f"{bytes_text(_number(event['bytes']))}: {event['reason']}"
     )
 
