@@ -44,7 +44,7 @@ format: $(BIN)/.deps  ## Format the sources
 
 bench: $(BIN)/.deps $(DEMO_VENV)/.installed  ## Compare with quinn, noq, aioquic and qh3; about 15 minutes
 	cargo build --release --package anyreach-interop-peers --bins
-	cargo bench --package anyreach-wire --package anyreach-quic
+	cargo bench --package anyreach-wire
 	$(BIN)/pip install --quiet --force-reinstall --no-deps dist/anyreach-*.whl
 	$(BIN)/python -m pytest benches/test_calls.py -p no:xdist --benchmark-only
 	$(BIN)/python benches/run.py --output docs/benchmarks.md

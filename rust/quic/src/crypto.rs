@@ -1,7 +1,6 @@
 //! The cryptographic side of a connection: TLS configuration, the session the engine
 //! drives, and the place where packets can be seen in clear.
 
-mod observed;
 mod retry;
 mod session;
 mod tap;

@@ -9,6 +9,7 @@
 pub mod address;
 pub mod control;
 pub mod frames;
+pub mod observed;
 pub mod transport_parameters;
 pub mod varint;
 pub mod walk;

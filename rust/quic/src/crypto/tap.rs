@@ -7,13 +7,12 @@
 
 use std::sync::Arc;
 
+use anyreach_wire::observed;
 use bytes::BytesMut;
 use noq_proto::{
     PathId, Side,
     crypto::{CryptoError, PacketKey},
 };
-
-use super::observed;
 
 /// Rewrites the packets of one connection.
 pub trait PacketTap: Send + Sync + 'static {

@@ -5,23 +5,26 @@
 //! draft-ietf-quic-address-discovery-00 has a frame type for IPv4; so the frame is rewritten in
 //! place just before its packet is sealed. It gets shorter by twelve bytes, which become PADDING.
 
-use std::net::Ipv6Addr;
+use std::{net::Ipv6Addr, sync::LazyLock};
 
-use anyreach_wire::walk::frame_at;
-use memchr::memmem;
+use memchr::memmem::Finder;
+
+use crate::walk::frame_at;
 
 /// Type OBSERVED_ADDRESS for IPv6, 0x9f81a7, as the engine encodes it.
 const TYPE_V6: [u8; 4] = [0x80, 0x9f, 0x81, 0xa7];
 /// Type OBSERVED_ADDRESS for IPv4, 0x9f81a6.
 const TYPE_V4: [u8; 4] = [0x80, 0x9f, 0x81, 0xa6];
+/// Prepared once: this runs for every packet sent.
+static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(&TYPE_V6));
 const PORT_LEN: usize = 2;
 const V6_LEN: usize = 16;
 const V4_LEN: usize = 4;
 
 /// Rewrites every report of a v4-mapped address in the payload of a 1-RTT packet.
-pub(super) fn canonicalise(payload: &mut [u8]) {
+pub fn canonicalise(payload: &mut [u8]) {
     // Nearly no packet has such a frame, and a search is cheaper than a walk.
-    if memmem::find(payload, &TYPE_V6).is_some() {
+    if FINDER.find(payload).is_some() {
         rewrite(payload);
     }
 }
@@ -55,7 +58,7 @@ fn rewrite(payload: &mut [u8]) {
 mod tests {
     use std::net::SocketAddr;
 
-    use anyreach_wire::{
+    use crate::{
         address::Address,
         frames::{Frame, ObservedAddress},
         varint::VarInt,
