@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from anyreach import _core
 from anyreach.addresses import Scope, SocketAddress
@@ -21,8 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["LocalView", "from_core", "to_core"]
 
 
+_FRESH_SECONDS: Final = 1.0
+"""Interfaces are read again when they were last read longer ago than this. Reading them takes a
+system call for each, which is felt when a node makes hundreds of connections a second; a second is
+less than any change of network takes to settle."""
+
+
 class LocalView:
-    """The node's own addresses, read afresh whenever somebody asks.
+    """The node's own addresses, read afresh when somebody asks, at most once a second.
 
     Args:
         bound: addresses of the socket.
@@ -44,6 +51,9 @@ class LocalView:
         self._policy = policy
         self._network_changed = network_changed
         self._interfaces: tuple[InterfaceAddress, ...] | None = None
+        self._raw: list[tuple[str, str, int]] = []
+        self._read_at = -_FRESH_SECONDS
+        self._hosts: frozenset[tuple[str, int]] | None = None
 
     def candidates(self, observed: tuple[SocketAddress, ...] = ()) -> tuple[Candidate, ...]:
         """Own candidates, best first; ``observed`` ones as well, if given."""
@@ -65,27 +75,39 @@ class LocalView:
 
     def nat(self) -> NatReport:
         """What the reports of the connected peers say about a NAT in front of the node."""
-        host = {
-            _plain(candidate.address)
-            for candidate in self.candidates()
-            if candidate.kind is CandidateKind.HOST
-        }
         seen = (
             (_plain(report.observer_address), _plain(report.address))
             for report in self.observed.observations()
         )
         return NatReport(
-            mapping=classify_mapping(seen, host),
+            mapping=classify_mapping(seen, self._host_addresses()),
             external_addresses=tuple(map(str, self.observed.candidates())),
         )
 
+    def _host_addresses(self) -> frozenset[tuple[str, int]]:
+        self._read_interfaces()
+        if self._hosts is None:
+            self._hosts = frozenset(
+                _plain(candidate.address)
+                for candidate in self.candidates()
+                if candidate.kind is CandidateKind.HOST
+            )
+        return self._hosts
+
     def _read_interfaces(self) -> tuple[InterfaceAddress, ...]:
-        found = (InterfaceAddress.of(*entry) for entry in _core.interface_addresses())
-        interfaces = tuple(entry for entry in found if entry is not None)
-        if self._interfaces is not None and set(interfaces) != set(self._interfaces):
-            self._network_changed()
-        self._interfaces = interfaces
-        return interfaces
+        now = time.monotonic()
+        if self._interfaces is not None and now - self._read_at < _FRESH_SECONDS:
+            return self._interfaces
+        raw = _core.interface_addresses()
+        self._read_at = now
+        if self._interfaces is None or raw != self._raw:
+            found = (InterfaceAddress.of(*entry) for entry in raw)
+            interfaces = tuple(entry for entry in found if entry is not None)
+            changed = self._interfaces is not None and set(interfaces) != set(self._interfaces)
+            self._raw, self._interfaces, self._hosts = raw, interfaces, None
+            if changed:
+                self._network_changed()
+        return self._interfaces
 
 
 def from_core(host: str, port: int) -> SocketAddress:
