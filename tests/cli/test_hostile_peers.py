@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from anyreach import Connection, Node, P2pConfig, Stream, StreamReset
+from anyreach.cli import session
 from anyreach.cli.header import BAD_HEADER, BAD_VERSION, MAGIC, encode_header
 from anyreach.transfer import TransferError, TransferErrorCode
 from anyreach.transfer.frames import encode_frame, read_frame
@@ -18,7 +19,7 @@ from anyreach.transfer.messages import parse_reply
 from .program import PATIENCE, Program, port_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 
@@ -42,6 +43,7 @@ async def offer(connection: Connection, name: str, size: int, content_id: str = 
     stream = await connection.open_stream()
     frame = encode_frame({"name": name, "size": size, "id": content_id})
     await stream.write(encode_header("send") + frame)
+    parse_reply(await read_frame(stream))
     return stream
 
 
@@ -276,3 +278,24 @@ async def test_nothing_is_left_running(connection: Connection, node: Program) ->
         assert node.wait_for("interrupted")["bytes"] == 0
     node.stop()
     assert "Traceback" not in node.stderr
+
+
+async def test_peers_that_offer_nothing_are_noticed(
+    start: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that uses the library for something else never answers a service header."""
+    monkeypatch.setattr(session, "_SERVICE_SECONDS", 0.2)
+    async with Node(P2pConfig(bind_addr="127.0.0.1:0")) as silent, asyncio.timeout(PATIENCE):
+        async with Node(P2pConfig(bind_addr="127.0.0.1:0")) as asking:
+            connection = await asking.connect(silent.ticket())
+            with pytest.raises(TransferError) as caught:
+                await session.open_service(connection, "ping")
+            assert caught.value.code is TransferErrorCode.UNSUPPORTED
+        # The clients of the command line say so at once.
+        client = start("connect", str(silent.ticket()), "--hold", "60", "--ephemeral")
+        await asyncio.to_thread(client.wait_for, "connected")
+        (connection,) = (
+            c for c in silent.connections if str(c.peer_id) == client.events[0]["peer_id"]
+        )
+        with pytest.raises(TransferError, match="no 'bench' service here"):
+            await session.open_service(connection, "bench", direction="up", ms=1)

@@ -40,18 +40,20 @@ class Mailroom:
         self._shown: Offer | None = None
         output.before_note = self._bar.clear
 
-    async def take(self, stream: Stream, connection: Connection) -> None:
-        """Receives the file of a stream.
-
-        Raises:
-            TransferError: the peer may not send; it is for the caller to tell it.
-            ConnectionError, EOFError: the transfer broke; it can be resumed.
-        """
-        peer = connection.peer_id
+    def check(self, peer: PeerId) -> None:
+        """Raises :class:`TransferError` if this peer may not send."""
         if self._senders and peer not in self._senders:
             raise TransferError(
                 TransferErrorCode.REFUSED, "this peer takes no files from your PeerId"
             )
+
+    async def take(self, stream: Stream, connection: Connection) -> None:
+        """Receives the file of a stream.
+
+        Raises:
+            ConnectionError, EOFError: the transfer broke; it can be resumed.
+        """
+        peer = connection.peer_id
         current: Offer | None = None
         present = 0
 

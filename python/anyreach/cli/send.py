@@ -23,7 +23,7 @@ from . import options
 from .header import encode_header
 from .progress import ProgressBar
 from .runner import FAILED, OK
-from .session import Session, running_node
+from .session import Session, read_acceptance, running_node
 
 if TYPE_CHECKING:
     import argparse
@@ -178,7 +178,13 @@ class _Delivery:
         self._carried = 0
         try:
             await stream.write(encode_header("send"))
-            sent = await send_file(stream, outgoing, progress=progress, pacer=self._pacer)
+            sent = await send_file(
+                stream,
+                outgoing,
+                accepted=lambda: read_acceptance(stream, "send"),
+                progress=progress,
+                pacer=self._pacer,
+            )
         except (StreamReset, ConnectError):
             raise
         except ConnectionError:

@@ -149,4 +149,6 @@ class _Session:
                 TransferErrorCode.REFUSED,
                 "this peer takes no files: it was not started with --receive",
             )
+        self._mailroom.check(self._connection.peer_id)
+        await stream.write(encode_frame({"ok": True}))
         await self._mailroom.take(stream, self._connection)

@@ -12,6 +12,7 @@ from anyreach import Node
 from anyreach.errors import ConnectError
 from anyreach.events import Connected
 from anyreach.metrics import CONTENT_TYPE
+from anyreach.transfer.errors import TransferError, TransferErrorCode
 from anyreach.transfer.frames import read_frame
 from anyreach.transfer.messages import parse_reply
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from .output import Output
     from .runner import Context
 
-__all__ = ["Session", "open_service", "running_node"]
+__all__ = ["Session", "open_service", "read_acceptance", "running_node"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _USUAL: Final = frozenset({"connected", "path"})
 _TELL_SECONDS: Final = 1.0
 
 #: Seconds a peer has to accept a service: it only looks at the header.
-_SERVICE_SECONDS: Final = 30.0
+_SERVICE_SECONDS: Final = 10.0
 
 
 @contextlib.asynccontextmanager
@@ -137,18 +138,28 @@ async def open_service(
     """Asks the peer for a service; the stream, and the peer's positive answer.
 
     Raises:
-        TransferError: the peer refuses or does not know the service.
+        TransferError: the peer refuses, does not know the service, or does not answer.
         ConnectionError: the connection ended, or the peer does not speak the protocol.
-        TimeoutError: the peer does not answer.
     """
     stream = await connection.open_stream()
     await stream.write(encode_header(service, **parameters))
+    return stream, await read_acceptance(stream, service)
+
+
+async def read_acceptance(stream: Stream, service: str) -> Mapping[str, object]:
+    """The peer's positive answer to a service header.
+
+    Raises:
+        TransferError: the peer refuses, does not know the service, or does not answer.
+        ConnectionError: the connection ended, or the peer does not speak the protocol.
+    """
     try:
         async with asyncio.timeout(_SERVICE_SECONDS):
-            return stream, parse_reply(await read_frame(stream))
+            return parse_reply(await read_frame(stream))
     except TimeoutError:
-        raise TimeoutError(
-            f"the peer is connected but does not answer: it offers no {service!r} service"
+        raise TransferError(
+            TransferErrorCode.UNSUPPORTED,
+            f"the peer is connected, but does not answer: it offers no {service!r} service",
         ) from None
 
 

@@ -20,7 +20,7 @@ from .stream import RESET_CANCELLED, RESET_CHANGED, ByteStream, patience
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from .pacing import Pacer
@@ -164,12 +164,15 @@ async def send_file(
     stream: ByteStream,
     outgoing: Outgoing,
     *,
+    accepted: Callable[[], Awaitable[object]] | None = None,
     progress: Callable[[int], object] = lambda _: None,
     pacer: Pacer | None = None,
 ) -> Sent:
     """Sends one file on a stream of its own.
 
     Args:
+        accepted: awaited once the offer is on its way, for what the peer says before its answer
+            to it; so agreeing on a service costs no round trip of its own.
         progress: called with the number of bytes of the file that are on their way, first with
             what the receiver had already.
         pacer: limits the rate.
@@ -184,7 +187,7 @@ async def send_file(
     closing = contextlib.ExitStack()
     try:
         reader = await worker.submit(lambda: closing.enter_context(_Reader(outgoing)))
-        return await _Sending(stream, outgoing, worker, reader, progress, pacer).run()
+        return await _Sending(stream, outgoing, worker, reader, accepted, progress, pacer).run()
     except (asyncio.CancelledError, OSError, EOFError):
         _quietly(stream.reset, RESET_CANCELLED)
         raise
@@ -205,6 +208,7 @@ class _Sending:
     outgoing: Outgoing
     worker: Worker
     reader: _Reader
+    accepted: Callable[[], Awaitable[object]] | None
     progress: Callable[[int], object]
     pacer: Pacer | None
 
@@ -220,6 +224,8 @@ class _Sending:
         size = self.outgoing.size
         offer = Offer(self.outgoing.name, size, self.outgoing.content_id)
         await self.stream.write(encode_frame(offer.to_body()))
+        if self.accepted is not None:
+            await self.accepted()
         offset = await self._agree()
         self.progress(offset)
         await self._write_body(offset)
