@@ -141,6 +141,14 @@ def test_somebody_else_answers(node: Program, start: Callable[..., Program], hos
         assert node.events[0]["peer_id"] in failed.stderr
 
 
+def test_every_command_lists_its_attempts(node: Program, start: Callable[..., Program]) -> None:
+    where = f"{SOMEBODY}@127.0.0.1:{port_of(node.events[0])}"
+    for command in (("ping", where), ("bench", where), ("send", where, __file__)):
+        error = start(*command, "--ephemeral").finish(expected=1)[-1]
+        assert (error["event"], error["kind"]) == ("error", "PeerIdMismatch")
+        assert [attempt["reason"] for attempt in error["attempts"]] == ["peer-id-mismatch"]
+
+
 def test_nobody_answers(start: Callable[..., Program], host: str) -> None:
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as silent:

@@ -8,10 +8,11 @@ import os
 import signal
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from anyreach.errors import AnyreachError, ConfigError, ConnectError
+from anyreach.transfer.errors import TransferError
 
 from .output import Output
 
@@ -77,7 +78,7 @@ def run(
         context.output.error(str(error), field=error.field)
         code = USAGE
     except (AnyreachError, OSError) as error:
-        context.output.error(_sentence(error), kind=type(error).__name__)
+        context.output.error(_sentence(error), **_details(error))
         code = FAILED
     return _BROKEN_PIPE if context.output.broken else code
 
@@ -142,6 +143,16 @@ def _watched_output(output: Output) -> Iterator[None]:
     finally:
         if piped:
             loop.remove_reader(descriptor)
+
+
+def _details(error: Exception) -> dict[str, object]:
+    """What programs want to know besides the sentence."""
+    details: dict[str, object] = {"kind": type(error).__name__}
+    if isinstance(error, ConnectError):
+        details["attempts"] = [asdict(attempt) for attempt in error.attempts]
+    if isinstance(error, TransferError):
+        details["code"] = str(error.code)
+    return details
 
 
 def _sentence(error: Exception) -> str:
