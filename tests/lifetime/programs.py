@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import TYPE_CHECKING, NoReturn
@@ -73,6 +74,8 @@ async def exit_thread() -> None:
 
 async def interrupted() -> None:
     """Waits for Ctrl-C in a read."""
+    # Shells start background jobs with the signal ignored, and whoever runs the tests may be one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     async with connected() as pair:
         _, far = await pair.streams()
         print("waiting", flush=True)
@@ -137,6 +140,31 @@ async def fresh() -> None:
         near, far = await pair.streams()
         await near.write(b"new life")
         assert await far.readexactly(8) == b"new life"
+
+
+async def fork_frees_the_port() -> None:
+    """A child that lives on does not hold what the parent closes."""
+    endpoints = make_endpoint(), make_endpoint()
+    near = await dial(endpoints[0], address_of(endpoints[1]))
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)  # until the parent has checked
+        os._exit(0)
+    try:
+        far = await accept(endpoints[1])
+        stream = await near.open_stream()
+        await stream.write(b"alive")
+        assert await (await far.accept_stream()).readexactly(5) == b"alive"
+        places = [address_of(endpoint) for endpoint in endpoints]
+        await shut(*endpoints)
+        for place in places:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+                again.bind(place)
+    finally:
+        os.close(writing)
+    assert exit_code(child) == 0
 
 
 async def multiprocessing_fork() -> None:

@@ -13,7 +13,7 @@ from . import no_af_inet6
 
 __all__ = ["REQUIRE_VARIABLE", "missing", "netlab_required"]
 
-REQUIRE_VARIABLE = "ANYREACH_REQUIRE_NETLAB"
+REQUIRE_VARIABLE = "REQUIRE_NETLAB"
 """Set to 1 where the lab must work (continuous integration): a skip becomes a failure."""
 
 
@@ -45,7 +45,7 @@ def missing() -> str | None:
 def netlab_required() -> None:
     """Skip the calling test, saying why, unless the lab can run here.
 
-    With ``ANYREACH_REQUIRE_NETLAB=1`` in the environment it fails instead.
+    With ``REQUIRE_NETLAB=1`` in the environment it fails instead.
     """
     reason = missing()
     if reason is None:
