@@ -96,8 +96,10 @@ class Endpoint:
 
 @final
 class Dial:
-    """One attempt in progress. Dropping or cancelling it ends the attempt."""
+    """One attempt in progress. Dropping or cancelling it ends the attempt, and closes the
+    connection it has made unless that was kept, or given out by Endpoint.connection."""
     def poll(self, bridge: Bridge, token: int) -> Connection | None: ...  # raises DialFailed
+    def keep(self) -> None: ...  # from now on the connection of poll outlives the attempt
     def cancel(self) -> None: ...
 
 class DialFailed(Exception):
@@ -124,7 +126,7 @@ class Connection:
     def poll_path_change(self, seen: int, bridge: Bridge, token: int) -> tuple[int, str] | None:
         """(path_changes, reason of the latest) once it is not ``seen``; raises ConnectionLost.
 
-        Fed by Endpoint.poll_events: somebody must poll those.
+        Changes are fed by Endpoint.poll_events: somebody must poll those. The end is not.
         """
     def stats(self) -> dict[str, int]: ...  # as connection.ConnectionStats
     def poll_open(
@@ -133,11 +135,13 @@ class Connection:
     def poll_accept(
         self, bidi: bool, bridge: Bridge, token: int
     ) -> tuple[SendStream | None, RecvStream] | None: ...
-    def send_datagrams(self, datagrams: Sequence[bytes | bytearray]) -> int:
+    def send_datagrams(self, datagrams: Sequence[bytes | bytearray | memoryview]) -> int:
         """How many were queued, up to the first without room; ValueError if one is too large."""
     @property
     def max_datagram_size(self) -> int | None: ...
     def poll_datagrams(self, max: int, bridge: Bridge, token: int) -> list[bytes] | None: ...
+    def poll_answers(self, bridge: Bridge, token: int) -> bool | None:
+        """Whether the peer answers a PING within about three round trips, at most two seconds."""
     def close(self, code: int, reason: bytes) -> None: ...
     def poll_closed(self, bridge: Bridge, token: int) -> tuple[str, int, str] | None: ...
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -17,7 +18,7 @@ from anyreach._local import from_core, to_core
 from anyreach.addresses import IpMode, SocketAddress
 from anyreach.candidates import MAX_CANDIDATES, Candidate, CandidateKind, DropReason
 from anyreach.errors import Attempt, ConnectError, ConnectTimeout, PeerIdMismatch
-from anyreach.happy_eyeballs import Exhausted, Race, Start, Wait
+from anyreach.happy_eyeballs import Exhausted, Race, Start, Wait, attempt_delay_after
 from anyreach.peer import PeerId
 from anyreach.resolver import ResolutionError, resolve
 
@@ -63,6 +64,10 @@ class Waiter(Protocol):
         ...
 
 
+NO_ANSWER: Final = "no-answer"
+"""Reason of the attempt to use the connection there was."""
+
+
 @dataclass(slots=True)
 class _Record:
     """An attempt; reason and detail are what to say if time runs out now, until it is over."""
@@ -71,12 +76,21 @@ class _Record:
     begun: float
     reason: str = "handshake-timeout"
     detail: str = "no answer in the time there was"
+    method: str = "direct"
     seconds: float | None = None
     actual: bytes | None = None
 
 
 class Flow:
     """The shared work of all callers that want the same peer.
+
+    A connection that is there already is the first attempt of the race: it wins as soon as the
+    peer answers on it, and until then the others wait their turn.
+
+    Args:
+        dialer: what it works for.
+        peer: who is wanted.
+        existing: a connection to the peer that may be dead.
 
     Attributes:
         peer: who is wanted, as the first caller said it.
@@ -85,7 +99,9 @@ class Flow:
         waiters: callers that wait for it, kept by the dialer.
     """
 
-    def __init__(self, dialer: Dialer, peer: PeerAddress) -> None:
+    def __init__(
+        self, dialer: Dialer, peer: PeerAddress, existing: _core.Connection | None = None
+    ) -> None:
         self._dialer = dialer
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
@@ -97,13 +113,26 @@ class Flow:
         self._jobs: set[asyncio.Task[None]] = set()
         self._resolving = 0
         self._changed = asyncio.Event()
+        self._asking = False
+        # Addresses that wait for the answer on the existing connection, and until when.
+        self._held: list[tuple[tuple[HostPort, ...], str]] = []
+        self._held_until = -math.inf
         self._connection: _core.Connection | None = None
+        self._winner: _core.Dial | None = None
+        self._delivered = False
         self._error: Exception | None = None
         self._over = False
         self.peer = peer
         self.waiters = 0
         self.race = Race(attempt_delay=dialer.attempt_delay, rtts=dialer.book.rtts)
+        if existing is not None:
+            self._ask(existing)
         self.task = asyncio.create_task(self._run(), name=f"anyreach-connect {peer}")
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is a connection, which :attr:`task` is about to return."""
+        return self._connection is not None and self._error is None
 
     def elapsed(self) -> float:
         """Seconds since the first caller asked."""
@@ -111,6 +140,9 @@ class Flow:
 
     def add(self, hosts: Iterable[HostPort], source: str) -> None:
         """Try these as well; ``source`` says where literal addresses come from."""
+        if self._loop.time() < self._held_until:
+            self._held.append((tuple(hosts), source))
+            return
         for host in hosts:
             if host in self._hosts:
                 continue
@@ -122,16 +154,27 @@ class Flow:
                 self._spawn(self._resolve(host), f"anyreach-resolve {host}")
         self._changed.set()
 
-    def settle(self, connection: _core.Connection) -> None:
-        """End the race with ``connection``, which may not come from it."""
-        if self._connection is not None or connection.close_reason is not None:
-            return
-        self._connection = connection
-        self._changed.set()
+    def arrived(self, connection: _core.Connection) -> None:
+        """End the race with a connection the core tells of."""
         if connection.outbound:
-            # The core may tell of the connection before the attempt that made it is polled.
+            if self.race.running:
+                return  # the attempt that made it, or has met it, is about to say so
+            # Made for another caller, who may give it up, unless it is asked for like this.
+            self._dialer.endpoint.connection(connection.peer_id)
+        if self._settle(connection) and connection.outbound:
             for path in connection.paths():
                 self._outcomes.setdefault(from_core(*path.remote), "connected")
+
+    def deliver(self) -> None:
+        """A caller gets the connection: from now on it is not the race's to close."""
+        self._delivered = True
+        if self._winner is not None:
+            self._winner.keep()
+
+    def abandon(self) -> None:
+        """Nobody waits any more: close what the race has made, unless somebody got it."""
+        if self._winner is not None and not self._delivered:
+            self._winner.cancel()
 
     def fail(self, error: Exception) -> None:
         """End the race with ``error``."""
@@ -156,7 +199,13 @@ class Flow:
         if timeout is not None:
             return ConnectTimeout(f"{who} was not reached within {timeout:g} s", attempts)
         reasons = {attempt.reason for attempt in attempts}
-        if reasons == {"handshake-timeout"}:
+        if reasons == {NO_ANSWER}:
+            return ConnectTimeout(
+                f"{who} does not answer on the connection there is, and no address to dial it at"
+                " is known; pass ID@HOST:PORT or a ticket",
+                attempts,
+            )
+        if reasons - {NO_ANSWER} == {"handshake-timeout"}:
             return ConnectTimeout(f"{who} did not answer", attempts)
         if reasons == {SELF}:
             return ConnectError(f"{who} is this node itself", attempts)
@@ -170,7 +219,9 @@ class Flow:
                 if self._error is not None:
                     raise self._error
                 if self._connection is not None:
-                    self._dialer.won(self._connection, self.elapsed())
+                    attempts = self._attempts(("cancelled", "another way was faster"))
+                    self._dialer.won(self._connection, self.elapsed(), attempts)
+                    self._over = True
                     return self._connection
                 try:
                     async with asyncio.timeout_at(until):
@@ -178,7 +229,9 @@ class Flow:
                 except TimeoutError:
                     continue  # time for the next attempt
         finally:
-            self._over = True
+            if not self._over:  # cancelled, or failed
+                self._over = True
+                self.abandon()
             self._account()
             for job in self._jobs:
                 job.cancel()
@@ -187,13 +240,18 @@ class Flow:
 
     def _advance(self) -> float | None:
         """Start what is due; the loop time at which more is, ``None`` if only events matter."""
+        if self._held_until > self._loop.time():
+            return self._held_until
+        held, self._held = self._held, []
+        for hosts, source in held:
+            self.add(hosts, source)
         while self._connection is None and self._error is None:
             match self.race.next_action(self._loop.time()):
                 case Start(address):
                     self._spawn(self._attempt(address), f"anyreach-dial {address}")
                 case Wait(until):
                     return until
-                case Exhausted() if not self._resolving:
+                case Exhausted() if not self._resolving and not self._asking:
                     self._error = self.failure()
                 case _:
                     return None
@@ -214,6 +272,35 @@ class Flow:
                 self.fail(error)
         self._changed.set()
 
+    def _ask(self, connection: _core.Connection) -> None:
+        """Let the race begin with ``connection``, if the peer still answers on it."""
+        path = next((path for path in connection.paths() if path.current), None)
+        remote = None if path is None else from_core(*path.remote)
+        delay = self._dialer.attempt_delay
+        if path is not None and remote is not None:
+            rtts = {remote: path.rtt}
+            delay = attempt_delay_after(remote, attempt_delay=delay, rtts=rtts)
+        record = self._record(str(remote or "the connection there is"))
+        record.reason = NO_ANSWER
+        if path is not None:
+            record.method = path.method
+        self._asking = True
+        self._held_until = self._started + delay
+        self._spawn(self._await_answer(connection, record), f"anyreach-ask {self.peer}")
+
+    async def _await_answer(self, connection: _core.Connection, record: _Record) -> None:
+        try:
+            answers = await self._dialer.wait(connection.poll_answers)
+        finally:
+            self._asking = False
+        if answers and connection.close_reason is None:
+            self._records.clear()  # nothing had to be tried
+            self._dialer.answered(connection)
+            self._settle(connection)
+        else:
+            self._held_until = -math.inf
+            self._close(record, NO_ANSWER, "the peer does not answer on the connection there is")
+
     async def _resolve(self, host: HostPort) -> None:
         record = self._record(str(host))
         record.reason, record.detail = "name-resolution", "the resolver has not answered"
@@ -232,28 +319,40 @@ class Flow:
     async def _attempt(self, address: SocketAddress) -> None:
         peer_id = None if self.peer.peer_id is None else bytes(self.peer.peer_id)
         record = self._record(str(address))
+        dial: _core.Dial | None = None
         try:
             dial = self._dial(address, peer_id)
-            try:
-                connection = await self._dialer.wait(dial.poll)
-            finally:
-                dial.cancel()
+            connection = await self._dialer.wait(dial.poll)
+            # Nothing is awaited from here on: a cancelled race leaves no connection unowned.
             closed = connection.close_reason
             if closed is not None:
                 raise _core.DialFailed("closed", f"the connection was lost at once: {closed}", None)
+            if self._settle(connection, dial):
+                self.race.won(address)
+                self._close(record, "ok", "connected")
+                self._outcomes[address] = "connected"
+            else:
+                self._outcomes.setdefault(address, "cancelled")
         except _core.DialFailed as error:
             reason, detail, record.actual = error.args
             self._close(record, reason, detail)
             self._outcomes[address] = "failed"
             self.race.failed(address, self._loop.time())
-            return
         except asyncio.CancelledError:
             self._outcomes.setdefault(address, "cancelled")
             raise
-        self._records.remove(record)
-        self._outcomes[address] = "connected"
-        self.race.won(address)
-        self.settle(connection)
+        finally:
+            if dial is not None and dial is not self._winner:
+                dial.cancel()
+
+    def _settle(self, connection: _core.Connection, dial: _core.Dial | None = None) -> bool:
+        """End the race with ``connection``, which ``dial`` has brought; false if it is too late."""
+        if self._over or self._connection is not None or connection.close_reason is not None:
+            return False
+        self._connection = connection
+        self._winner = dial
+        self._changed.set()
+        return True
 
     def _dial(self, address: SocketAddress, peer_id: bytes | None) -> _core.Dial:
         try:
@@ -311,18 +410,17 @@ class Flow:
         record.reason, record.detail = reason, detail
         record.seconds = self._loop.time() - record.begun
 
-    def _attempts(self) -> tuple[Attempt, ...]:
+    def _attempts(self, pending: tuple[str, str] | None = None) -> tuple[Attempt, ...]:
+        """All attempts; ``pending`` is what to say of those not over, if there is a reason."""
         now = self._loop.time()
-        return tuple(
-            Attempt(
-                r.address,
-                "direct",
-                r.reason,
-                r.detail,
-                (now - r.begun if r.seconds is None else r.seconds) * 1000,
-            )
-            for r in self._records
-        )
+        attempts = []
+        for record in self._records:
+            reason, detail, seconds = record.reason, record.detail, record.seconds
+            if seconds is None:
+                seconds = now - record.begun
+                reason, detail = pending or (reason, detail)
+            attempts.append(Attempt(record.address, record.method, reason, detail, seconds * 1000))
+        return tuple(attempts)
 
     def _account(self) -> None:
         for address, source in self._sources.items():

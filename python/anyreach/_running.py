@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from anyreach.addresses import SocketAddress
     from anyreach.config import P2pConfig
+    from anyreach.errors import Attempt
     from anyreach.events import Event
     from anyreach.identity import Identity
     from anyreach.metrics import NodeMetrics, Recorder
@@ -99,7 +100,7 @@ class Running:
             local=self.local.candidates,
             attempt_delay=config.attempt_delay,
             handshake_timeout=config.handshake_timeout,
-            won=self._adopt,
+            won=self._won,
             recorder=recorder,
         )
         self._nat = self.local.nat()
@@ -218,6 +219,11 @@ class Running:
                 self._observed(core, path_id, from_core(ip, port))
             case ("path", core, _):
                 self._paths_changed(core)
+
+    def _won(self, core: _core.Connection, seconds: float, attempts: tuple[Attempt, ...]) -> None:
+        connection = self._adopt(core, seconds)
+        if not connection.attempts:  # else it was there before, and these did not make it
+            connection._attempts = attempts
 
     def _adopt(self, core: _core.Connection, seconds: float | None = None) -> Connection:
         """The object for a connection, entered into the books if that was not done before."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from anyreach._bridge import current_bridge
 from anyreach.errors import ConnectionLost
 from anyreach.peer import PeerId
-from anyreach.streams import Stream
+from anyreach.streams import BytesLike, Stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from anyreach import _core
+    from anyreach.errors import Attempt
 
 __all__ = ["Connection", "ConnectionStats", "Method", "Path", "PathChange"]
 
@@ -113,10 +114,11 @@ class Connection:
     :class:`~anyreach.ConnectionLost` when the connection has ended.
     """
 
-    __slots__ = ("__weakref__", "_core", "_next_kind", "_rates")
+    __slots__ = ("__weakref__", "_attempts", "_core", "_next_kind", "_rates")
 
     def __init__(self, core: _core.Connection) -> None:
         self._core: Final = core
+        self._attempts: tuple[Attempt, ...] = ()
         self._rates = _Rates()
         self._next_kind = True
 
@@ -156,6 +158,16 @@ class Connection:
     def handshake_time(self) -> float:
         """Seconds from the first packet until the peer had proved itself."""
         return self._core.handshake_seconds
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """What :meth:`anyreach.Node.connect` tried until the connection was there.
+
+        In the order of their start, as :attr:`anyreach.ConnectError.attempts` has it for those
+        that failed. The reason is ``"ok"`` for the one that made the connection. Empty for
+        connections peers made.
+        """
+        return self._attempts
 
     # Paths
 
@@ -236,7 +248,7 @@ class Connection:
 
     # Datagrams
 
-    def send_datagram(self, data: bytes | bytearray) -> bool:
+    def send_datagram(self, data: BytesLike) -> bool:
         """Send ``data`` unreliably; ``False`` if the queue has no room and it was dropped.
 
         Raises:
@@ -245,7 +257,7 @@ class Connection:
         """
         return self._core.send_datagrams((data,)) == 1
 
-    def send_datagrams(self, datagrams: Sequence[bytes | bytearray]) -> int:
+    def send_datagrams(self, datagrams: Sequence[BytesLike]) -> int:
         """As :meth:`send_datagram` for many at once, much cheaper; how many were queued.
 
         The first that finds no room and all after it are dropped.
@@ -263,7 +275,7 @@ class Connection:
     def max_datagram_size(self) -> int | None:
         """The longest datagram that can be sent now, in bytes; ``None`` if none can.
 
-        Changes with the path and what is known of its MTU.
+        Changes with the path and what is known of its MTU; ``None`` once the connection ended.
         """
         return self._core.max_datagram_size
 

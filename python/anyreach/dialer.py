@@ -10,8 +10,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from anyreach._flow import Flow
+from anyreach._local import from_core
 from anyreach.addresses import HostPort, SocketAddress
 from anyreach.errors import ConnectError, NodeClosed
+from anyreach.liveness import Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from anyreach._flow import Endpoint, Waiter
     from anyreach.address_book import AddressBook
     from anyreach.candidates import Candidate, CandidatePolicy
+    from anyreach.errors import Attempt
     from anyreach.metrics import Recorder
     from anyreach.peer import PeerAddress, PeerId
 
@@ -38,8 +41,8 @@ class Dialer:
         local: the node's own candidates now.
         attempt_delay: seconds between the starts of attempts (RFC 8305 8).
         handshake_timeout: seconds one attempt may take.
-        won: told about a connection a race ended with, and the seconds it took, before any
-            caller gets it.
+        won: told about a connection a race ended with, the seconds it took and what was tried,
+            before any caller gets it.
         recorder: where pairs and candidates are counted.
     """
 
@@ -54,7 +57,7 @@ class Dialer:
         local: Callable[[], tuple[Candidate, ...]],
         attempt_delay: float,
         handshake_timeout: float,
-        won: Callable[[_core.Connection, float], object],
+        won: Callable[[_core.Connection, float, tuple[Attempt, ...]], object],
         recorder: Recorder,
     ) -> None:
         self.me = me
@@ -68,12 +71,15 @@ class Dialer:
         self.won = won
         self.recorder = recorder
         self._flows: dict[object, Flow] = {}
+        self._liveness = Liveness()
         self._closed = False
 
     async def connect(self, peer: PeerAddress, timeout: float) -> _core.Connection:
         """The connection to ``peer``: an existing one, or a new one within ``timeout`` seconds.
 
-        Cancelling the call ends its attempts, unless another caller waits for the same peer.
+        An existing one is returned only if the peer answers on it, or was heard from a moment
+        ago; else it is dialed again. Cancelling the call ends its attempts and closes what they
+        have made, unless another caller waits for the same peer.
 
         Raises:
             ConnectTimeout: nobody answered, or time is up.
@@ -85,20 +91,26 @@ class Dialer:
             raise _closed()
         if peer.peer_id == self.me:
             raise ConnectError("this PeerId is the node's own; a node does not dial itself")
+        existing = None
         if peer.peer_id is not None:
             existing = self.endpoint.connection(bytes(peer.peer_id))
-            if existing is not None and existing.close_reason is None:
+            if existing is not None and self._is_fresh(existing, peer):
                 return existing
-        flow = self._join(peer)
+        flow = self._join(peer, existing)
         flow.waiters += 1
         try:
-            async with asyncio.timeout(timeout) as scope:
-                # Shielded: other callers may share the flow.
-                return await asyncio.shield(flow.task)
-        except TimeoutError:
-            if scope.expired():
-                raise flow.failure(timeout) from None
-            raise  # ConnectTimeout of the flow itself
+            try:
+                async with asyncio.timeout(timeout) as scope:
+                    # Shielded: other callers may share the flow.
+                    connection = await asyncio.shield(flow.task)
+            except TimeoutError:
+                if not scope.expired():
+                    raise  # ConnectTimeout of the flow itself
+                if not flow.settled:
+                    raise flow.failure(timeout) from None
+                connection = await asyncio.shield(flow.task)  # answered at the last moment
+            flow.deliver()
+            return connection
         finally:
             flow.waiters -= 1
             if flow.waiters == 0:
@@ -108,7 +120,12 @@ class Dialer:
         """Take note of a new connection, in or out: whoever is dialing that peer has it."""
         flow = self._flows.get(peer_id)
         if flow is not None:
-            flow.settle(connection)
+            flow.arrived(connection)
+
+    def answered(self, connection: _core.Connection) -> None:
+        """Take note that the peer was asked on ``connection`` and has answered."""
+        received = connection.stats()["received_packets"]
+        self._liveness.answered(connection.id, received, asyncio.get_running_loop().time())
 
     def elapsed(self, peer_id: PeerId, remote: SocketAddress) -> float | None:
         """Seconds since ``connect()`` was called for a peer, ``None`` if nobody is waiting."""
@@ -129,7 +146,21 @@ class Dialer:
         if flows:
             await asyncio.wait([flow.task for flow in flows])
 
-    def _join(self, peer: PeerAddress) -> Flow:
+    def _is_fresh(self, connection: _core.Connection, peer: PeerAddress) -> bool:
+        """Whether there is no need to ask ``peer`` if it is still there on ``connection``."""
+        paths = connection.paths()
+        if not paths or connection.close_reason is not None:
+            return False
+        remotes = {from_core(*path.remote) for path in paths}
+        given = [host.address for host in peer.addresses]
+        if given and all(address is not None and address not in remotes for address in given):
+            return False  # the caller says that the peer is somewhere else now
+        received = connection.stats()["received_packets"]
+        youngest = min(path.age for path in paths)
+        now = asyncio.get_running_loop().time()
+        return self._liveness.is_fresh(connection.id, received, youngest, now)
+
+    def _join(self, peer: PeerAddress, existing: _core.Connection | None) -> Flow:
         addresses = peer.addresses
         source = "given"
         if not addresses and peer.peer_id is not None:
@@ -138,14 +169,14 @@ class Dialer:
             source = "remembered"
         key: object = peer.peer_id if peer.peer_id is not None else peer.addresses
         flow = self._flows.get(key)
-        if flow is None:
-            if not addresses:
+        if flow is None or flow.task.done():
+            if not addresses and existing is None:
                 raise ConnectError(
                     f"no address is known for {peer.peer_id}: it is not connected and was not"
                     " before; pass ID@HOST:PORT or a ticket"
                 )
-            flow = self._flows[key] = Flow(self, peer)
-            flow.task.add_done_callback(lambda _: self._forget(key, flow))
+            flow = self._flows[key] = fresh = Flow(self, peer, existing)
+            fresh.task.add_done_callback(lambda _: self._forget(key, fresh))
         flow.add(addresses, source)
         return flow
 
@@ -154,6 +185,7 @@ class Dialer:
             del self._flows[key]
 
     async def _leave(self, flow: Flow) -> None:
+        flow.abandon()
         if flow.task.done():
             return
         for key in [key for key, other in self._flows.items() if other is flow]:

@@ -70,7 +70,8 @@ class ForkError(AnyreachError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt to reach a peer, as listed by :class:`ConnectError`.
+    """One attempt to reach a peer, as listed by :class:`ConnectError` and by
+    :attr:`anyreach.Connection.attempts`.
 
     Attributes:
         address: ``host:port`` that was tried (``[v6]:port``), or a description.
@@ -78,7 +79,8 @@ class Attempt:
         reason: machine-readable outcome, one of ``"handshake-timeout"``, ``"refused"``,
             ``"unreachable"``, ``"peer-id-mismatch"``, ``"key-exchange"``, ``"tls"``,
             ``"protocol"``, ``"limit"``, ``"closed"``, ``"cancelled"``, ``"name-resolution"``,
-            ``"family"``, ``"self"`` (the node reached itself), ``"internal"``.
+            ``"family"``, ``"self"`` (the node reached itself), ``"no-answer"`` (on the connection
+            there was), ``"internal"``; ``"ok"`` for the one that succeeded.
         detail: one sentence for people.
         ms: milliseconds from the start of this attempt to its end.
     """

@@ -171,8 +171,11 @@ class Node:
     async def connect(self, peer: PeerLike, *, timeout: float | None = None) -> Connection:
         """The connection to ``peer``: the existing one, or a new one.
 
-        There is at most one connection per peer. Calls for the same peer share their attempts;
-        cancelling a call ends its attempts unless another call waits for them.
+        There is at most one connection per peer. The existing one is returned at once if the peer
+        was heard from within the last second, else when it has answered, which takes a round trip;
+        if it does not answer, it is dialed again. Calls for the same peer share their attempts;
+        cancelling a call ends its attempts, and leaves no connection, unless another call waits
+        for them.
 
         Args:
             peer: a :class:`PeerId`, ``"ID"``, ``"ID@HOST:PORT"``, ``"HOST:PORT"`` (whoever answers

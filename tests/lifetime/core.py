@@ -45,7 +45,9 @@ def address_of(endpoint: _core.Endpoint) -> tuple[str, int]:
 
 async def dial(endpoint: _core.Endpoint, address: tuple[str, int]) -> Connection:
     attempt = endpoint.dial(*address, None, 10.0)
-    return Connection(await current_bridge().wait(attempt.poll))
+    connection = await current_bridge().wait(attempt.poll)
+    attempt.keep()
+    return Connection(connection)
 
 
 async def accept(endpoint: _core.Endpoint) -> Connection:

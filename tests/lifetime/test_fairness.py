@@ -7,7 +7,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from anyreach._bridge import TURN_CREDIT, current_bridge
+from anyreach.errors import StreamReset
 
 from .core import connected
 
@@ -139,5 +142,21 @@ def test_the_gil_is_free_while_rust_works(run: Run) -> None:
             # The loop's thread needs the interpreter for a fraction of the time only.
             assert time.thread_time() - started_cpu < 0.9 * elapsed
             assert count > 10_000 * elapsed
+
+    run(main())
+
+
+def test_streams_forgotten_by_the_thousand_are_all_reset(run: Run) -> None:
+    async def main() -> None:
+        count = 1000
+        async with connected(max_uni_streams=count) as pair:
+            pairs = [await pair.streams(bidirectional=False) for _ in range(count)]
+            receivers = [far for _, far in pairs]
+            pairs.clear()  # the runtime resets them, not this thread
+            async with asyncio.timeout(30):
+                for far in receivers:
+                    with pytest.raises(StreamReset) as caught:
+                        await far.read(1)
+                    assert caught.value.code == 0
 
     run(main())

@@ -66,3 +66,8 @@ def test_a_forked_child_gets_an_error_and_may_start_anew(loop: str) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_forked_child_may_drop_what_it_inherited(loop: str) -> None:
     assert finish(start("multiprocessing_fork", loop)) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_port_is_free_while_a_forked_child_lives(loop: str) -> None:
+    assert finish(start("fork_frees_the_port", loop)) == (0, "done\n", "")

@@ -23,6 +23,7 @@ class FakePath:
     method: str = "direct"
     rtt: float = 0.01
     current: bool = True
+    age: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
 
@@ -38,12 +39,23 @@ class FakeConnection:
     handshake_seconds: float = 0.003
     close_reason: tuple[str, int, str] | None = None
     route: list[FakePath] = field(default_factory=lambda: [FakePath()])
+    received_packets: int = 10
+    asked: int = 0
+    answer: asyncio.Future[bool] | None = None
+
+    def poll_answers(self, *_: object) -> None:
+        raise AssertionError("the fake waiter looks at the answer instead")
+
+    def answers(self, answer: bool) -> None:
+        assert self.answer is not None
+        self.answer.set_result(answer)
 
     def paths(self) -> list[FakePath]:
         return self.route
 
     def stats(self) -> dict[str, int]:
-        return {"sent_bytes": 0, "received_bytes": 0}
+        received = self.received_packets
+        return {"sent_bytes": 0, "received_bytes": 0, "received_packets": received}
 
     def core(self) -> _core.Connection:
         return cast("_core.Connection", self)
@@ -56,6 +68,10 @@ class FakeDial:
         self.address = address
         self.outcome: asyncio.Future[_core.Connection] = asyncio.Future()
         self.cancelled = False
+        self.kept = False
+
+    def keep(self) -> None:
+        self.kept = True
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -77,6 +93,7 @@ class FakeEndpoint:
         self.ip_mode = ip_mode
         self.dials: list[FakeDial] = []
         self.known: dict[bytes, FakeConnection] = {}
+        self.asked_for: list[bytes] = []
         self._dialed = asyncio.Condition()
 
     def dial(self, ip: str, port: int, *_: object) -> _core.Dial:
@@ -85,11 +102,16 @@ class FakeEndpoint:
         return cast("_core.Dial", dial)
 
     def connection(self, peer_id: bytes) -> _core.Connection | None:
+        self.asked_for.append(peer_id)
         return cast("_core.Connection | None", self.known.get(peer_id))
 
     async def wait(self, poll: Callable[..., T | None], *_: Any) -> T:
-        dial = cast("FakeDial", poll.__self__)  # type: ignore[attr-defined]
-        return cast("T", await dial.outcome)
+        owner = poll.__self__  # type: ignore[attr-defined]
+        if isinstance(owner, FakeConnection):
+            owner.asked += 1
+            owner.answer = asyncio.get_running_loop().create_future()
+            return cast("T", await owner.answer)
+        return cast("T", await cast("FakeDial", owner).outcome)
 
     async def started(self, count: int) -> list[FakeDial]:
         """Wait until ``count`` attempts were started."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,6 +60,39 @@ async def test_a_second_dial_gives_the_same_connection() -> None:
         address = address_of(pair.endpoints[1])
         attempt = pair.endpoints[0].dial(*address, bytes(pair.near.peer_id), 5.0)
         assert Connection(await current_bridge().wait(attempt.poll)) == pair.near
+        attempt.cancel()  # it did not make the connection
+        assert not pair.near.closed
+
+
+async def test_an_attempt_takes_its_connection_along_unless_that_is_kept() -> None:
+    async with connected() as pair:
+        stranger = make_endpoint()
+        place = address_of(pair.endpoints[1])
+        for keep, cancel in product((False, True), repeat=2):
+            attempts = [stranger.dial(*place, None, 5.0)]
+            made = Connection(await current_bridge().wait(attempts[0].poll))
+            if keep:
+                attempts[0].keep()
+            if cancel:
+                attempts[0].cancel()
+            attempts.clear()
+            if keep:
+                await (await made.open_stream()).finish()
+                assert not made.closed
+                made.close()
+            async with asyncio.timeout(10):
+                assert (await made.wait_closed()).reason == "local"
+        await shut(stranger)
+
+
+async def test_a_peer_that_listens_answers_and_one_that_is_gone_does_not() -> None:
+    async with connected() as pair:
+        bridge = current_bridge()
+        async with asyncio.timeout(10):
+            several = (bridge.wait(pair.near._core.poll_answers) for _ in range(5))
+            assert await asyncio.gather(*several) == [True] * 5
+            pair.near.close()
+            assert await bridge.wait(pair.near._core.poll_answers) is False
 
 
 async def test_paths_are_described() -> None:
@@ -92,22 +126,17 @@ async def test_the_peer_reports_our_address() -> None:
 
 
 async def test_path_changes_end_with_the_connection() -> None:
-    async with connected() as pair:
-
-        async def pump() -> None:
-            async for _ in each_event(pair.endpoints[0]):
-                pass
+    async with connected() as pair:  # whether or not anybody reads the events
 
         async def watch() -> int:
             return len([change async for change in pair.near.path_changes()])
 
-        pumping = asyncio.create_task(pump())
         watchers = [asyncio.create_task(watch()) for _ in range(3)]
         await asyncio.sleep(0)
         pair.near.close()
         async with asyncio.timeout(10):
-            await asyncio.gather(*watchers)
-        pumping.cancel()
+            assert await asyncio.gather(*watchers) == [0, 0, 0]
+            assert await watch() == 0
 
 
 async def test_incoming_streams_of_both_kinds() -> None:
@@ -158,7 +187,17 @@ async def test_datagrams_have_limits() -> None:
         assert limit is not None
         with pytest.raises(ValueError, match="too large"):
             pair.near.send_datagram(bytes(70_000))
-        assert pair.near.send_datagram(bytearray(b"x"))
+        assert pair.near.send_datagram(bytearray(b"array"))
+        assert pair.near.send_datagram(memoryview(b"a view of bytes")[2:6])
+        with pytest.raises(BufferError, match="contiguous"):
+            pair.near.send_datagram(memoryview(b"abcd")[::2])
+        with pytest.raises(TypeError):
+            pair.near.send_datagram("text")  # type: ignore[arg-type]
+        async with asyncio.timeout(10):
+            received = await pair.far.receive_datagrams()
+            while len(received) < 2:
+                received += await pair.far.receive_datagrams()
+        assert received == [b"array", b"view"]
         assert pair.near.send_datagrams([]) == 0
         # A queue that is full takes what fits, and says so.
         sent = pair.near.send_datagrams([bytes(1000)] * 5000)
@@ -191,6 +230,7 @@ async def test_the_end_is_told_to_both_sides() -> None:
         with pytest.raises(ConnectionLost):
             pair.near.send_datagram(b"x")
         assert pair.near.path is None
+        assert pair.near.max_datagram_size is None
         with pytest.raises(ValueError, match="code"):
             pair.far.close(2**32)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from .fake_core import FakeConnection, FakeEndpoint, FakePath
 if TYPE_CHECKING:
     from anyreach import _core
     from anyreach.candidates import Candidate
+    from anyreach.errors import Attempt
 
 ME, PEER, OTHER = (PeerId(bytes([i]) * 32) for i in (1, 2, 3))
 V6, V4, V4B = "[2001:db8::1]:9000", "192.0.2.1:9000", "192.0.2.2:9000"
@@ -43,7 +45,7 @@ class Rig:
     policy: DefaultCandidatePolicy = field(default_factory=DefaultCandidatePolicy)
     interfaces: tuple[str, ...] = ("203.0.113.5", "2001:db8:5::5")
     attempt_delay: float = 0.02
-    won: list[tuple[_core.Connection, float]] = field(default_factory=list)
+    won: list[tuple[_core.Connection, float, tuple[Attempt, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.dialer = Dialer(
@@ -55,7 +57,7 @@ class Rig:
             local=self._local,
             attempt_delay=self.attempt_delay,
             handshake_timeout=10.0,
-            won=lambda core, seconds: self.won.append((core, seconds)),
+            won=lambda core, seconds, attempts: self.won.append((core, seconds, attempts)),
             recorder=self.recorder,
         )
 
@@ -84,7 +86,7 @@ async def test_the_first_to_answer_wins_and_the_others_are_cancelled() -> None:
     second.win(connection)
     assert await call is connection.core()
     assert first.cancelled
-    assert [core for core, _ in rig.won] == [connection.core()]
+    assert [core for core, _, _ in rig.won] == [connection.core()]
     assert rig.won[0][1] >= rig.attempt_delay
     assert rig.outcomes() == {("given", "connected"): 1, ("given", "cancelled"): 1}
 
@@ -181,13 +183,185 @@ async def test_an_arriving_connection_ends_the_race() -> None:
     assert dial.cancelled
 
 
-async def test_a_connection_told_before_its_attempt_is_polled_counts_for_its_address() -> None:
+async def test_a_connection_told_before_its_attempt_is_polled_is_left_to_the_attempt() -> None:
     rig = Rig()
     call = rig.call(V6, V4)
-    await rig.endpoint.started(2)
-    rig.dialer.arrived(FakeConnection(route=[FakePath(remote=("192.0.2.1", 9000))]).core(), PEER)
-    await call
+    _, second = await rig.endpoint.started(2)
+    made = FakeConnection(route=[FakePath(remote=("192.0.2.1", 9000))])
+    rig.dialer.arrived(made.core(), PEER)
+    second.win(made)
+    assert await call is made.core()
+    assert second.kept
+    assert not second.cancelled
     assert rig.outcomes() == {("given", "connected"): 1, ("given", "cancelled"): 1}
+
+
+async def test_a_connection_another_caller_made_ends_a_race_that_has_not_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def getaddrinfo(*_: object, **__: object) -> list[object]:
+        await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo, raising=False)
+    rig = Rig()
+    call = rig.call("peer.example:9000")
+    await asyncio.sleep(0)
+    made = FakeConnection()
+    rig.endpoint.known[bytes(PEER)] = made
+    rig.dialer.arrived(made.core(), PEER)
+    assert await call is made.core()
+    # Asked for, so that the other caller's change of mind does not close it.
+    assert rig.endpoint.asked_for[-1] == made.peer_id
+
+
+async def test_the_loser_of_a_tie_is_closed_by_its_attempt() -> None:
+    rig = Rig()
+    call = rig.call(V6, V4)
+    first, second = await rig.endpoint.started(2)
+    first.win(FakeConnection(id=1))
+    second.win(FakeConnection(id=2, peer_id=bytes(OTHER)))
+    await call
+    assert (first.kept, first.cancelled) == (True, False)
+    assert (second.kept, second.cancelled) == (False, True)
+
+
+async def test_a_cancelled_call_keeps_nothing_whenever_it_comes() -> None:
+    for steps in range(12):
+        rig = Rig()
+        call = rig.call(V4)
+        (dial,) = await rig.endpoint.started(1)
+        dial.win(FakeConnection())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+        assert dial.cancelled is call.cancelled()
+        assert dial.kept is not call.cancelled()
+        assert not rig.dialer._flows
+
+
+async def test_a_caller_that_stays_keeps_what_another_gives_up() -> None:
+    rig = Rig()
+    calls = [rig.call(V4) for _ in range(2)]
+    (dial,) = await rig.endpoint.started(1)
+    dial.win(FakeConnection())
+    calls[0].cancel()
+    await calls[1]
+    assert dial.kept
+    assert not dial.cancelled
+
+
+async def test_a_result_at_the_last_moment_counts() -> None:
+    rig = Rig()
+    call = rig.call(V4, timeout=0.05)
+    (dial,) = await rig.endpoint.started(1)
+    connection = FakeConnection()
+    dial.win(connection)
+    time.sleep(0.06)  # noqa: ASYNC251 (when the loop goes on, the time is up as well)
+    assert await call is connection.core()
+    assert dial.kept
+
+
+def stale(**fields: Any) -> FakeConnection:
+    """A connection nothing was heard on for an hour."""
+    return FakeConnection(id=7, route=[FakePath(age=3600.0, rtt=0.004)], **fields)
+
+
+async def asked(connection: FakeConnection, times: int = 1) -> None:
+    async with asyncio.timeout(10):
+        while connection.asked < times:  # noqa: ASYNC110 (the code under test does not tell)
+            await asyncio.sleep(0)
+
+
+async def test_a_silent_connection_is_returned_when_the_peer_answers() -> None:
+    rig = Rig(attempt_delay=2.0)
+    rig.endpoint.known[bytes(PEER)] = connection = stale()
+    calls = [rig.call(V4) for _ in range(3)]
+    await asked(connection)
+    assert not any(call.done() for call in calls)
+    connection.answers(True)
+    assert {(await call).id for call in calls} == {7}
+    assert connection.asked == 1
+    # A moment later there is no need to ask again.
+    assert (await rig.call(V4)).id == 7
+    assert connection.asked == 1
+    assert rig.endpoint.dials == []
+    assert rig.outcomes() == {}
+
+
+async def test_what_arrives_saves_the_question() -> None:
+    rig = Rig()
+    rig.endpoint.known[bytes(PEER)] = connection = stale()
+    call = rig.call(V4)
+    await asked(connection)
+    connection.answers(True)
+    await call
+    connection.received_packets += 1
+    await rig.call(V4)
+    assert connection.asked == 1
+
+
+async def test_a_new_address_is_a_reason_to_ask() -> None:
+    rig = Rig(attempt_delay=2.0)
+    rig.endpoint.known[bytes(PEER)] = connection = FakeConnection(id=7)
+    for where in ((V4,), (), ("relay.example:9000",), (V4B, V4)):
+        assert (await rig.call(*where)).id == 7
+    assert connection.asked == 0
+    call = rig.call(V4B)
+    await asked(connection)
+    connection.answers(True)
+    assert (await call).id == 7
+
+
+async def test_a_connection_without_an_answer_is_dialed_again() -> None:
+    rig = Rig(attempt_delay=2.0)
+    rig.endpoint.known[bytes(PEER)] = connection = stale()
+    call = rig.call(V4)
+    await asked(connection)
+    connection.answers(False)
+    (dial,) = await rig.endpoint.started(1)
+    dial.win(FakeConnection(id=8))
+    assert (await call).id == 8
+    (_, _, attempts) = rig.won[0]
+    assert [(a.reason, a.address) for a in attempts] == [
+        ("no-answer", "192.0.2.1:9000"),
+        ("ok", V4),
+    ]
+
+
+async def test_a_slow_answer_is_not_waited_for_alone() -> None:
+    rig = Rig()
+    rig.endpoint.known[bytes(PEER)] = connection = stale()
+    call = rig.call(V4)
+    (dial,) = await asyncio.wait_for(rig.endpoint.started(1), 1.0)
+    connection.answers(True)
+    assert (await call).id == 7
+    assert dial.cancelled
+
+
+async def test_a_connection_without_an_answer_or_an_address_is_an_error() -> None:
+    rig = Rig()
+    rig.endpoint.known[bytes(PEER)] = connection = stale()
+    call = rig.call()
+    await asked(connection)
+    connection.answers(False)
+    with pytest.raises(ConnectTimeout, match="does not answer"):
+        await call
+
+
+async def test_a_connection_that_ends_while_it_is_asked_is_dialed_again() -> None:
+    rig = Rig(attempt_delay=2.0)
+    rig.endpoint.known[bytes(PEER)] = connection = stale()
+    call = rig.call(V4)
+    await asked(connection)
+    connection.close_reason = ("timeout", 0, "")
+    connection.answers(True)
+    (dial,) = await rig.endpoint.started(1)
+    dial.fail("refused")
+    with pytest.raises(ConnectError) as caught:
+        await call
+    assert [a.reason for a in caught.value.attempts] == ["no-answer", "refused"]
 
 
 async def test_a_dead_arrival_does_not_end_the_race() -> None:

@@ -14,7 +14,13 @@ mod eventfd {
     use std::io::{self, Read, Write};
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-    pub(crate) struct Bell(File);
+    use anyreach_net::inherit::NotInherited;
+
+    pub(crate) struct Bell {
+        // Before the descriptor, so that it is dropped first.
+        _not_inherited: NotInherited,
+        counter: File,
+    }
 
     impl Bell {
         pub(crate) fn new() -> io::Result<Self> {
@@ -24,22 +30,26 @@ mod eventfd {
                 return Err(io::Error::last_os_error());
             }
             // SAFETY: a fresh descriptor nobody else owns.
-            Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+            let counter = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+            Ok(Self {
+                _not_inherited: NotInherited::new(&counter),
+                counter,
+            })
         }
 
         pub(crate) fn fileno(&self) -> i32 {
-            self.0.as_raw_fd()
+            self.counter.as_raw_fd()
         }
 
         /// Makes the descriptor readable. A full counter is readable already, so that error
         /// means success.
         pub(crate) fn ring(&self) {
-            let _ = (&self.0).write(&1u64.to_ne_bytes());
+            let _ = (&self.counter).write(&1u64.to_ne_bytes());
         }
 
         /// Makes the descriptor unreadable; it may have been so before.
         pub(crate) fn silence(&self) {
-            let _ = (&self.0).read(&mut [0; 8]);
+            let _ = (&self.counter).read(&mut [0; 8]);
         }
     }
 }
@@ -51,7 +61,11 @@ mod socketpair {
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
+    use anyreach_net::inherit::NotInherited;
+
     pub(crate) struct Bell {
+        // Before the descriptors, so that they are dropped first.
+        _not_inherited: [NotInherited; 2],
         read: UnixStream,
         write: UnixStream,
     }
@@ -61,7 +75,11 @@ mod socketpair {
             let (read, write) = UnixStream::pair()?;
             read.set_nonblocking(true)?;
             write.set_nonblocking(true)?;
-            Ok(Self { read, write })
+            Ok(Self {
+                _not_inherited: [NotInherited::new(&read), NotInherited::new(&write)],
+                read,
+                write,
+            })
         }
 
         pub(crate) fn fileno(&self) -> i32 {

@@ -9,21 +9,21 @@ use anyreach_quic::CloseReason;
 use bytes::Bytes;
 use noq::ConnectionError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, Queue};
+use crate::buffers::{contiguous, copy_out};
 use crate::errors::Failure;
 use crate::path::PathInfo;
 use crate::recv::RecvStream;
-use crate::runtime::PerProcess;
+use crate::runtime::{Deferred, PerProcess};
 use crate::send::SendStream;
 use crate::wake::{Operation, Slot, lock};
 
 /// An established connection to a peer. Several of these objects may stand for one connection;
 /// `id` tells.
 #[pyclass(frozen, module = "anyreach._core")]
-pub(crate) struct Connection(PerProcess<Arc<Inner>>);
+pub(crate) struct Connection(PerProcess<Arc<Deferred<Inner>>>);
 
 /// What all Python objects of one connection share.
 pub(crate) struct Inner {
@@ -36,6 +36,7 @@ pub(crate) struct Inner {
     datagrams: Mutex<VecDeque<Bytes>>,
     receiving: Slot<Result<Vec<Bytes>, ConnectionError>>,
     closing: Slot<CloseReason>,
+    answering: Slot<bool>,
     path_change: Mutex<PathChange>,
     path_changed: Operation,
 }
@@ -111,7 +112,7 @@ impl Connection {
 
     /// The number and the reason of the latest change of the paths, once it is not `seen`.
     ///
-    /// Fed by the endpoint's events: somebody must poll those.
+    /// Changes are told by the endpoint's events: somebody must poll those. The end is not.
     fn poll_path_change(
         &self,
         py: Python<'_>,
@@ -121,19 +122,22 @@ impl Connection {
     ) -> Result<Option<(u64, &'static str)>, Failure> {
         let inner = self.inner()?;
         let queue = bridge.queue()?;
-        let change = py.detach(|| {
-            inner.path_changed.poll(queue, token, |_| {
+        py.detach(|| {
+            let change = inner.path_changed.poll(queue, token, |_| {
                 let change = lock(&inner.path_change);
                 if change.number != seen {
-                    return Poll::Ready(Ok((change.number, change.reason)));
+                    return Poll::Ready((change.number, change.reason));
                 }
-                match inner.connection.close_reason() {
-                    Some(reason) => Poll::Ready(Err(Failure::Lost(reason))),
-                    None => Poll::Pending,
-                }
-            })
-        });
-        change.transpose()
+                Poll::Pending
+            });
+            if change.is_some() {
+                return Ok(change);
+            }
+            match inner.poll_closed(queue, token)? {
+                Some(reason) => Err(Failure::Lost(reason)),
+                None => Ok(None),
+            }
+        })
     }
 
     /// Counters of the engine for this connection, over all its paths.
@@ -201,20 +205,32 @@ impl Connection {
     }
 
     /// Queues datagrams, as many as there is room for; how many. Nothing queued is dropped.
-    fn send_datagrams(
-        &self,
-        py: Python<'_>,
-        datagrams: Vec<PyBackedBytes>,
-    ) -> Result<usize, Failure> {
+    fn send_datagrams(&self, py: Python<'_>, datagrams: Vec<Bound<'_, PyAny>>) -> PyResult<usize> {
         let inner = self.inner()?;
-        py.detach(|| inner.send_datagrams(datagrams))
+        // The engine makes room by dropping the oldest; whoever sends knows better what to drop.
+        let mut room = py.detach(|| inner.connection.engine().datagram_send_buffer_space());
+        let mut batch = Vec::with_capacity(datagrams.len());
+        for datagram in &datagrams {
+            let buffer = contiguous(datagram)?;
+            let length = buffer.len_bytes();
+            if length > room {
+                break;
+            }
+            room -= length;
+            batch.push(copy_out(&buffer, 0, length));
+        }
+        Ok(py.detach(|| inner.send_datagrams(&batch))?)
     }
 
-    /// The largest datagram the current path and the peer take now; `None` if it takes none.
+    /// The largest datagram the current path and the peer take now; `None` if it takes none, or
+    /// the connection has ended.
     #[getter]
     fn max_datagram_size(&self, py: Python<'_>) -> Result<Option<usize>, Failure> {
-        let engine = self.inner()?.connection.engine();
-        Ok(py.detach(|| engine.max_datagram_size()))
+        let connection = &self.inner()?.connection;
+        Ok(py.detach(|| match connection.close_reason() {
+            None => connection.engine().max_datagram_size(),
+            Some(_) => None,
+        }))
     }
 
     /// Received datagrams, at least one, at most `max`, oldest first.
@@ -253,6 +269,23 @@ impl Connection {
         Ok(datagrams.map(|list| list.iter().map(|data| PyBytes::new(py, data)).collect()))
     }
 
+    /// Whether the peer answers, once that is known: a question and a few round trips at most.
+    fn poll_answers(
+        &self,
+        py: Python<'_>,
+        bridge: &Bridge,
+        token: u64,
+    ) -> Result<Option<bool>, Failure> {
+        let inner = self.inner()?;
+        let queue = bridge.queue()?;
+        py.detach(|| {
+            inner.answering.poll(queue, token, || {
+                let connection = inner.connection.clone();
+                Box::pin(async move { connection.answers().await })
+            })
+        })
+    }
+
     /// Ends the connection at once; the peer is told the code and the reason.
     fn close(&self, py: Python<'_>, code: u32, reason: &[u8]) -> Result<(), Failure> {
         let connection = &self.inner()?.connection;
@@ -269,13 +302,7 @@ impl Connection {
     ) -> Result<Option<PyCloseReason>, Failure> {
         let inner = self.inner()?;
         let queue = bridge.queue()?;
-        let reason = py.detach(|| match inner.connection.close_reason() {
-            Some(reason) => Ok(Some(reason)),
-            None => inner.closing.poll(queue, token, || {
-                let connection = inner.connection.clone();
-                Box::pin(async move { connection.closed().await })
-            }),
-        })?;
+        let reason = py.detach(|| inner.poll_closed(queue, token))?;
         Ok(reason.map(close_reason))
     }
 
@@ -288,7 +315,7 @@ impl Connection {
 }
 
 impl Connection {
-    /// Tells everybody who awaits a change of the paths, or the end, that there is one.
+    /// Tells everybody who awaits a change of the paths that there is one.
     pub(crate) fn paths_changed(self, reason: &'static str) -> Self {
         if let Ok(inner) = self.inner() {
             let mut change = lock(&inner.path_change);
@@ -302,14 +329,14 @@ impl Connection {
 
     #[inline]
     fn inner(&self) -> Result<&Inner, Failure> {
-        self.0.get().map(AsRef::as_ref)
+        self.0.get().map(|shared| &***shared)
     }
 }
 
 /// Makes the Python objects of one endpoint's connections.
 pub(crate) struct Connections {
     endpoint: u64,
-    known: Mutex<HashMap<u64, Weak<Inner>>>,
+    known: Mutex<HashMap<u64, Weak<Deferred<Inner>>>>,
 }
 
 impl Connections {
@@ -331,7 +358,7 @@ impl Connections {
         if known.len() == known.capacity() {
             known.retain(|_, inner| inner.strong_count() > 0);
         }
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(Deferred::new(Inner {
             // Numbers of connections start anew at each endpoint.
             id: self.endpoint << 40 | key,
             connection,
@@ -340,9 +367,10 @@ impl Connections {
             datagrams: Mutex::default(),
             receiving: Slot::new(),
             closing: Slot::new(),
+            answering: Slot::new(),
             path_change: Mutex::default(),
             path_changed: Operation::new(),
-        });
+        }));
         known.insert(key, Arc::downgrade(&inner));
         Connection(PerProcess::new(inner))
     }
@@ -353,28 +381,27 @@ impl Inner {
         Failure::Lost(self.connection.reason(error))
     }
 
-    fn send_datagrams(&self, datagrams: Vec<PyBackedBytes>) -> Result<usize, Failure> {
-        let engine = self.connection.engine();
-        // The engine makes room by dropping the oldest; whoever sends knows better what to drop.
-        let mut room = engine.datagram_send_buffer_space();
-        let batch: Vec<Bytes> = datagrams
-            .into_iter()
-            .take_while(|datagram| {
-                let fits = datagram.len() <= room;
-                room = room.saturating_sub(datagram.len());
-                fits
-            })
-            .map(|datagram| Bytes::copy_from_slice(&datagram))
-            .collect();
+    fn send_datagrams(&self, batch: &[Bytes]) -> Result<usize, Failure> {
         if batch.is_empty() {
             return match self.connection.close_reason() {
                 Some(reason) => Err(Failure::Lost(reason)),
                 None => Ok(0),
             };
         }
-        engine
-            .send_many_datagrams(&batch)
+        self.connection
+            .engine()
+            .send_many_datagrams(batch)
             .map_err(|error| Failure::datagram(error, &self.connection))
+    }
+
+    fn poll_closed(&self, queue: &Arc<Queue>, token: u64) -> Result<Option<CloseReason>, Failure> {
+        match self.connection.close_reason() {
+            Some(reason) => Ok(Some(reason)),
+            None => self.closing.poll(queue, token, || {
+                let connection = self.connection.clone();
+                Box::pin(async move { connection.closed().await })
+            }),
+        }
     }
 }
 

@@ -1,25 +1,24 @@
-//! The endpoint: one socket, its connections, what happens on it; and attempts to reach peers.
+//! The endpoint: one socket, its connections, and what happens on it.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyreach_quic::{DialError, DialOutcome, EndpointConfig, Event, IpMode, PeerId};
+use anyreach_quic::{EndpointConfig, Event, IpMode, PeerId};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use tokio::runtime::Handle;
-use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::bridge::Bridge;
 use crate::connection::{Connection, Connections};
+use crate::dial::Dial;
 use crate::errors::Failure;
 use crate::identity::Identity;
-use crate::runtime::{self, PerProcess};
+use crate::runtime::{self, Deferred, PerProcess};
 use crate::wake::Slot;
 
 /// The socket, the QUIC endpoint on it, and the registry of connections (one per peer).
 #[pyclass(frozen, module = "anyreach._core")]
-pub(crate) struct Endpoint(PerProcess<Inner>);
+pub(crate) struct Endpoint(PerProcess<Deferred<Inner>>);
 
 struct Inner {
     endpoint: anyreach_quic::Endpoint,
@@ -92,7 +91,7 @@ impl Endpoint {
             let _runtime = runtime::enter()?;
             Ok(anyreach_quic::Endpoint::bind(identity, config)?)
         })?;
-        Ok(Self(PerProcess::new(Inner {
+        Ok(Self(PerProcess::deferred(Inner {
             endpoint,
             connections: Arc::new(Connections::new()),
             incoming: Slot::new(),
@@ -264,7 +263,7 @@ impl Inner {
             }
             Event::Disconnected { connection, reason } => (
                 "disconnected",
-                self.connections.wrap(connection).paths_changed("ended"),
+                self.connections.wrap(connection),
                 reason.kind,
                 reason.code,
                 reason.message,
@@ -292,150 +291,6 @@ impl Inner {
                 ("path", connection, reason).into_pyobject(py)
             }
         }
-    }
-}
-
-/// One attempt in progress. Dropping or cancelling it ends the attempt, and closes the connection
-/// it has made unless somebody took that.
-#[pyclass(frozen, module = "anyreach._core")]
-pub(crate) struct Dial(PerProcess<Attempt>);
-
-struct Attempt {
-    task: AbortHandle,
-    outcome: Slot<Outcome>,
-    connections: Arc<Connections>,
-    made: Arc<Made>,
-}
-
-type Outcome = Result<anyreach_quic::Connection, DialError>;
-
-/// The connection an attempt has made, from the moment it exists.
-#[derive(Default)]
-struct Made(Mutex<MadeState>);
-
-#[derive(Default)]
-struct MadeState {
-    given_up: bool,
-    connection: Option<anyreach_quic::Connection>,
-}
-
-impl Made {
-    fn lock(&self) -> MutexGuard<'_, MadeState> {
-        // Nothing panics while holding the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The attempt has an outcome. Hands the connection on, unless nobody wants it any more.
-    fn completed(&self, outcome: DialOutcome) -> Outcome {
-        let mut state = self.lock();
-        if outcome.made_here {
-            if state.given_up {
-                outcome.connection.close_unclaimed();
-                return Err(given_up());
-            }
-            state.connection = Some(outcome.connection.clone());
-        }
-        Ok(outcome.connection)
-    }
-
-    /// The outcome was taken.
-    fn taken(&self) {
-        self.lock().connection = None;
-    }
-
-    fn give_up(&self) {
-        let mut state = self.lock();
-        state.given_up = true;
-        if let Some(connection) = state.connection.take() {
-            connection.close_unclaimed();
-        }
-    }
-}
-
-#[pymethods]
-impl Dial {
-    /// The connection, once the handshake proved the peer.
-    fn poll(
-        &self,
-        py: Python<'_>,
-        bridge: &Bridge,
-        token: u64,
-    ) -> Result<Option<Connection>, Failure> {
-        let attempt = self.0.get()?;
-        let queue = bridge.queue()?;
-        let outcome = py.detach(|| {
-            let outcome = attempt.outcome.poll(queue, token, || {
-                Box::pin(std::future::ready(Err(given_up())))
-            })?;
-            if let Some(Ok(connection)) = &outcome {
-                connection.claim();
-                attempt.made.taken();
-            }
-            Ok::<_, Failure>(outcome)
-        })?;
-        outcome
-            .transpose()
-            .map_err(Failure::Dial)
-            .map(|found| found.map(|connection| attempt.connections.wrap(connection)))
-    }
-
-    /// Gives the attempt up; `poll` then fails with the reason "cancelled", unless the connection
-    /// was taken before.
-    fn cancel(&self, py: Python<'_>) -> Result<(), Failure> {
-        let attempt = self.0.get()?;
-        py.detach(|| attempt.give_up());
-        Ok(())
-    }
-}
-
-impl Dial {
-    fn new(
-        runtime: &Handle,
-        connections: Arc<Connections>,
-        dial: impl Future<Output = Result<DialOutcome, DialError>> + Send + 'static,
-    ) -> Self {
-        let made = Arc::new(Made::default());
-        let task: JoinHandle<Outcome> = runtime.spawn({
-            let made = made.clone();
-            async move { made.completed(dial.await?) }
-        });
-        Self(PerProcess::new(Attempt {
-            task: task.abort_handle(),
-            outcome: Slot::with(Box::pin(async move {
-                match task.await {
-                    Ok(outcome) => outcome,
-                    Err(error) if error.is_cancelled() => Err(given_up()),
-                    Err(error) => Err(DialError {
-                        reason: "internal",
-                        detail: error.to_string(),
-                        actual: None,
-                    }),
-                }
-            })),
-            connections,
-            made,
-        }))
-    }
-}
-
-impl Attempt {
-    fn give_up(&self) {
-        self.task.abort();
-        self.made.give_up();
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        self.give_up();
-    }
-}
-
-fn given_up() -> DialError {
-    DialError {
-        reason: "cancelled",
-        detail: "the attempt was given up".to_owned(),
-        actual: None,
     }
 }
 

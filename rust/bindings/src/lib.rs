@@ -6,7 +6,9 @@
 
 mod bell;
 mod bridge;
+mod buffers;
 mod connection;
+mod dial;
 mod endpoint;
 mod errors;
 mod identity;
@@ -31,7 +33,9 @@ mod _core {
     #[pymodule_export]
     use super::connection::Connection;
     #[pymodule_export]
-    use super::endpoint::{Dial, Endpoint};
+    use super::dial::Dial;
+    #[pymodule_export]
+    use super::endpoint::Endpoint;
     #[pymodule_export]
     use super::errors::DialFailed;
     #[pymodule_export]

@@ -3,15 +3,21 @@
 //! Threads do not survive a fork. In the child the runtime is gone, and any lock one of its
 //! threads held at that instant stays locked for ever. So every object handed to Python
 //! remembers the process it was made in: used in another one it raises `ForkError`, dropped
-//! there it is leaked instead of touched. The child may start anew: it gets its own runtime.
+//! there it is leaked instead of touched. Sockets and bells are closed in the child at once, so
+//! that a port is free when the parent closes it. The child may start anew: it gets its own runtime.
 
+use std::any::Any;
 use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::thread::available_parallelism;
 
 use tokio::runtime::{Builder, EnterGuard, Handle, Runtime};
 
 use crate::errors::Failure;
+use crate::wake::lock;
 
 /// A value that belongs to the process (in the sense of `fork()`) that made it.
 pub(crate) struct PerProcess<T> {
@@ -43,6 +49,12 @@ impl<T> PerProcess<T> {
     }
 }
 
+impl<T: Send + 'static> PerProcess<Deferred<T>> {
+    pub(crate) fn deferred(value: T) -> Self {
+        Self::new(Deferred::new(value))
+    }
+}
+
 impl<T> Drop for PerProcess<T> {
     fn drop(&mut self) {
         if self.is_ours() {
@@ -52,14 +64,92 @@ impl<T> Drop for PerProcess<T> {
     }
 }
 
+/// A value that is dropped by the runtime. Python drops its objects while it holds the GIL, and
+/// what is in here takes locks of the engine then.
+pub(crate) struct Deferred<T: Send + 'static>(ManuallyDrop<T>);
+
+impl<T: Send + 'static> Deferred<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(ManuallyDrop::new(value))
+    }
+}
+
+impl<T: Send + 'static> Deref for Deferred<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Send + 'static> Drop for Deferred<T> {
+    fn drop(&mut self) {
+        // SAFETY: `self` is not used again.
+        let value = unsafe { ManuallyDrop::take(&mut self.0) };
+        // A process without a runtime has nothing to wait for.
+        if let Some(process) = current() {
+            process.discard(Box::new(value));
+        }
+    }
+}
+
+/// The runtime, and what it is to drop.
+struct Process {
+    runtime: Runtime,
+    discarded: Mutex<Discarded>,
+}
+
+#[derive(Default)]
+struct Discarded {
+    values: Vec<Box<dyn Any + Send>>,
+    /// A task is at it. Only ever one, so that values are dropped in the order they came in.
+    dropping: bool,
+}
+
+impl Process {
+    fn discard(&'static self, value: Box<dyn Any + Send>) {
+        let mut discarded = lock(&self.discarded);
+        discarded.values.push(value);
+        if !std::mem::replace(&mut discarded.dropping, true) {
+            self.runtime.spawn(self.drop_discarded());
+        }
+    }
+
+    async fn drop_discarded(&'static self) {
+        loop {
+            let mut batch = {
+                let mut discarded = lock(&self.discarded);
+                if discarded.values.is_empty() {
+                    discarded.dropping = false;
+                    return;
+                }
+                std::mem::take(&mut discarded.values).into_iter()
+            };
+            while batch.len() > 0 {
+                // A thousand streams collected at once must not hold up a thread that moves data.
+                for value in batch.by_ref().take(DROPS_IN_A_ROW) {
+                    // One that panics must not keep all others from being dropped. The panic was
+                    // reported by the hook.
+                    let _ = catch_unwind(AssertUnwindSafe(|| drop(value)));
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+/// Each takes a lock of the engine and may make a packet: well below a millisecond together.
+const DROPS_IN_A_ROW: usize = 64;
+
 /// The runtime of this process, started by the first caller.
 pub(crate) fn handle() -> Result<Handle, Failure> {
-    Ok(started()?.handle().clone())
+    Ok(started()?.runtime.handle().clone())
 }
 
 /// Makes the runtime current for this thread: futures of sockets and timers need it when polled.
 pub(crate) fn enter() -> Result<EnterGuard<'static>, Failure> {
-    Ok(started()?.enter())
+    Ok(started()?.runtime.enter())
 }
 
 /// Arranges for forks to be noticed. Called once, when the module is imported.
@@ -69,36 +159,44 @@ pub(crate) fn watch_forks() {
         extern "C" fn in_child() {
             FORKS.fetch_add(1, Ordering::Relaxed);
             // The old runtime is leaked: its threads are gone and its locks may be held.
-            RUNTIME.store(std::ptr::null_mut(), Ordering::Release);
+            PROCESS.store(std::ptr::null_mut(), Ordering::Release);
+            anyreach_net::inherit::close_inherited();
         }
-        // SAFETY: the handler only stores to atomics, which is allowed after a fork, and the
-        // module that contains it is never unloaded. Failure means no memory at import time;
+        // SAFETY: the handler only stores to atomics and closes descriptors, which is allowed after
+        // a fork, and the module that contains it is never unloaded. Failure means no memory at import time;
         // forks then go unnoticed, as they would without this call.
         unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     }
 }
 
-fn started() -> Result<&'static Runtime, Failure> {
-    let current = RUNTIME.load(Ordering::Acquire);
-    if !current.is_null() {
-        // SAFETY: a non-null pointer comes from `Box::into_raw` below and is never freed.
-        return Ok(unsafe { &*current });
+fn current() -> Option<&'static Process> {
+    // SAFETY: a non-null pointer comes from `Box::into_raw` below and is never freed.
+    unsafe { PROCESS.load(Ordering::Acquire).as_ref() }
+}
+
+fn started() -> Result<&'static Process, Failure> {
+    if let Some(process) = current() {
+        return Ok(process);
     }
     // No lock: one held by another thread during a fork would be held in the child for ever.
     // Two threads may build a runtime at once; the loser's is shut down.
-    let new = Box::into_raw(Box::new(build()?));
-    match RUNTIME.compare_exchange(
+    let new = Box::into_raw(Box::new(Process {
+        runtime: build()?,
+        discarded: Mutex::default(),
+    }));
+    match PROCESS.compare_exchange(
         std::ptr::null_mut(),
         new,
         Ordering::AcqRel,
         Ordering::Acquire,
     ) {
-        // SAFETY: `new` was just leaked and is now owned by `RUNTIME`, which never frees it.
+        // SAFETY: `new` was just leaked and is now owned by `PROCESS`, which never frees it.
         Ok(_) => Ok(unsafe { &*new }),
         Err(winner) => {
             // SAFETY: `new` was never published, so this is its only owner.
-            unsafe { Box::from_raw(new) }.shutdown_background();
-            // SAFETY: as above, a published runtime is never freed.
+            let loser = unsafe { Box::from_raw(new) };
+            loser.runtime.shutdown_background();
+            // SAFETY: as above, what was published is never freed.
             Ok(unsafe { &*winner })
         }
     }
@@ -117,7 +215,7 @@ fn build() -> Result<Runtime, Failure> {
 /// Counts the forks between the first process and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
+static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
 
 /// One connection is driven by one task and a socket by another, so a node gains little from more
 /// threads than this, while each costs a stack and cache misses when work is stolen.

@@ -8,15 +8,14 @@ use std::sync::{Mutex, PoisonError};
 use anyreach_quic::Connection;
 use bytes::Bytes;
 use noq::VarInt;
-use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 
 use crate::bridge::Bridge;
+use crate::buffers::{contiguous, copy_out};
 use crate::errors::Failure;
-use crate::runtime::PerProcess;
+use crate::runtime::{Deferred, PerProcess};
 use crate::varint;
 use crate::wake::{Operation, Slot, lock};
 
@@ -25,7 +24,7 @@ use crate::wake::{Operation, Slot, lock};
 /// Dropped before `finish()` it is reset with code 0, so that a peer never takes a truncated
 /// stream for a whole one.
 #[pyclass(frozen, module = "anyreach._core")]
-pub(crate) struct SendStream(PerProcess<Inner>);
+pub(crate) struct SendStream(PerProcess<Deferred<Inner>>);
 
 struct Inner {
     id: u64,
@@ -121,7 +120,7 @@ impl SendStream {
 
 impl SendStream {
     pub(crate) fn new(connection: Connection, stream: noq::SendStream) -> Self {
-        Self(PerProcess::new(Inner {
+        Self(PerProcess::deferred(Inner {
             id: VarInt::from(stream.id()).into_inner(),
             connection,
             stream: Mutex::new(stream),
@@ -157,25 +156,12 @@ fn outgoing(data: &Bound<'_, PyAny>, offset: usize) -> PyResult<Bytes> {
         return Ok(Bytes::from_owner(owner).slice(offset..));
     }
     // Mutable memory has to be copied, but no more of it than the engine can take at once.
-    let buffer = PyUntypedBuffer::get(data)?;
-    if !buffer.is_c_contiguous() {
-        return Err(PyBufferError::new_err("the buffer is not contiguous"));
-    }
+    let buffer = contiguous(data)?;
     let length = buffer
         .len_bytes()
         .checked_sub(offset)
         .ok_or_else(out_of_range)?;
-    let mut copy = vec![0; length.min(COPY_AT_MOST)];
-    // SAFETY: `buffer` keeps the memory exported, hence allocated and of constant size, and the
-    // range was checked. No reference to it is formed, so that other threads may write to it.
-    unsafe {
-        std::ptr::copy_nonoverlapping(
-            buffer.buf_ptr().cast::<u8>().add(offset),
-            copy.as_mut_ptr(),
-            copy.len(),
-        );
-    }
-    Ok(copy.into())
+    Ok(copy_out(&buffer, offset, length.min(COPY_AT_MOST)))
 }
 
 /// Below this a copy is cheaper than sharing: an owner costs an allocation, two atomic counters

@@ -24,6 +24,7 @@ pub mod addr;
 pub mod bind;
 pub mod counters;
 mod extra;
+pub mod inherit;
 pub mod interfaces;
 mod junk;
 pub mod mux;

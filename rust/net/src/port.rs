@@ -4,23 +4,40 @@ use std::{
     io::{self, IoSliceMut},
     net::UdpSocket,
     num::NonZeroUsize,
+    ops::Deref,
     sync::Arc,
 };
 
 use noq_udp::{RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 
-use crate::addr::SocketFamily;
+use crate::{addr::SocketFamily, inherit::NotInherited};
 
 /// A UDP socket in its present offload state. Immutable: a changed state is a new `Port` over the
 /// same socket, so that readers need no lock.
 #[derive(Debug)]
 pub(crate) struct Port {
-    pub(crate) io: Arc<tokio::net::UdpSocket>,
+    pub(crate) io: Arc<Io>,
     pub(crate) family: SocketFamily,
     state: UdpSocketState,
     /// Cleared once segmentation offload has proved not to work on this host.
     gso: bool,
+}
+
+/// The socket itself.
+#[derive(Debug)]
+pub(crate) struct Io {
+    // Before the socket, so that it is dropped first.
+    _not_inherited: NotInherited,
+    socket: tokio::net::UdpSocket,
+}
+
+impl Deref for Io {
+    type Target = tokio::net::UdpSocket;
+
+    fn deref(&self) -> &Self::Target {
+        &self.socket
+    }
 }
 
 /// Why a datagram was not sent.
@@ -39,8 +56,12 @@ impl Port {
     /// Takes over a bound socket; must be called within a tokio runtime.
     pub(crate) fn new(socket: UdpSocket, family: SocketFamily) -> io::Result<Self> {
         let state = UdpSocketState::new((&socket).into())?;
+        let socket = tokio::net::UdpSocket::from_std(socket)?;
         Ok(Self {
-            io: Arc::new(tokio::net::UdpSocket::from_std(socket)?),
+            io: Arc::new(Io {
+                _not_inherited: NotInherited::new(&socket),
+                socket,
+            }),
             family,
             state,
             gso: true,
@@ -71,7 +92,7 @@ impl Port {
         meta: &mut [RecvMeta],
     ) -> io::Result<usize> {
         self.io.try_io(Interest::READABLE, || {
-            self.state.recv((&*self.io).into(), bufs, meta)
+            self.state.recv((&self.io.socket).into(), bufs, meta)
         })
     }
 
@@ -93,7 +114,7 @@ impl Port {
 
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.io.try_io(Interest::WRITABLE, || {
-            self.state.try_send((&*self.io).into(), transmit)
+            self.state.try_send((&self.io.socket).into(), transmit)
         })
     }
 
@@ -132,7 +153,7 @@ impl Port {
     }
 
     fn fresh(&self, gso: bool) -> Option<Self> {
-        let state = UdpSocketState::new((&*self.io).into()).ok()?;
+        let state = UdpSocketState::new((&self.io.socket).into()).ok()?;
         Some(Self {
             io: self.io.clone(),
             family: self.family,
