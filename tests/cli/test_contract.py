@@ -99,6 +99,9 @@ def test_connect(node: Program, start: Callable[..., Program], host: str) -> Non
     assert result["method"] == "direct"
     assert result["remote"] == address(node, host).partition("@")[2]
     assert result["group"] in GROUPS
+    (attempt,) = result["attempts"]
+    check(attempt, {"address": str, "method": str, "reason": str, "detail": str, "ms": NUMBER})
+    assert (attempt["address"], attempt["reason"]) == (result["remote"], "ok")
     assert 0 < result["ms_first"] <= result["ms"] < 10_000
 
 

@@ -192,10 +192,13 @@ async def test_streams_that_end_in_the_header(connection: Connection, first_byte
 
 async def test_one_way_streams_are_stopped(connection: Connection) -> None:
     stream = await connection.open_stream(bidirectional=False)
-    await stream.write(b"anything")
-    await stream.finish()
+
+    async def write_on() -> None:
+        while True:
+            await stream.write(bytes(10_000))
+
     with pytest.raises(StreamReset) as caught:
-        await stream.wait_acked()
+        await write_on()
     assert caught.value.code == BAD_HEADER
 
 

@@ -120,7 +120,7 @@ def _report(context: Context, session: Session, connection: Connection, watch: _
             "rtt_ms": path.rtt * 1000 if path else None,
             "group": connection.key_exchange_group,
             "error": error,
-            "attempts": [],
+            "attempts": [asdict(attempt) for attempt in connection.attempts],
         }
     )
     if error is None:
