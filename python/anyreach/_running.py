@@ -48,6 +48,10 @@ NODE_CLOSED: Final = 0x616E_7900
 _LOSSY_BATCH: Final = 1024
 """The core keeps a few thousand events; only a batch this large can be what an overflow left."""
 
+_TURN: Final = 64
+"""Events handled before the loop gets a turn; a few milliseconds, also when each is a report of
+our address to be weighed against those of all others."""
+
 _STOP_PATIENCE: Final = 1.0
 """Seconds for the last events to be told after the socket is closed."""
 
@@ -104,6 +108,7 @@ class Running:
             recorder=recorder,
         )
         self._nat = self.local.nat()
+        self._nat_is_stale = False
         self._known = KnownPeers(self.me, self._connect_known, emit)
 
     def begin(self) -> None:
@@ -201,10 +206,13 @@ class Running:
                 batch = await self._bridge.wait(self._endpoint.poll_events)
             except NodeClosed:
                 return
-            for event in batch:
+            for number, event in enumerate(batch, 1):
                 self._handle(event)
+                if number % _TURN == 0:
+                    await asyncio.sleep(0)
+            self._tell_nat()
             if len(batch) >= _LOSSY_BATCH:
-                self._reconcile()
+                await self._reconcile()
 
     def _handle(self, event: tuple[Any, ...]) -> None:
         match event:
@@ -287,6 +295,13 @@ class Running:
             if change.kind != "withdrawn" and change.address not in told:
                 told.add(change.address)  # adopted and believed by one report is one event
                 self._emit(ExternalAddress(str(change.address), change.observers))
+        self._nat_is_stale = True
+
+    def _tell_nat(self) -> None:
+        """Tell what the latest reports say about a NAT, if it is something else than before."""
+        if not self._nat_is_stale:
+            return
+        self._nat_is_stale = False
         before, self._nat = self._nat, self.local.nat()
         if (before.mapping, before.filtering) != (self._nat.mapping, self._nat.filtering):
             self._emit(Nat(self._nat.mapping, self._nat.filtering))
@@ -312,7 +327,7 @@ class Running:
         self._dialer.book.remember(live.peer_id, way.remote, way.rtt)
         self._emit(PathChanged(live.peer_id, way.method, str(way.remote), way.rtt * 1000, reason))
 
-    def _reconcile(self) -> None:
+    async def _reconcile(self) -> None:
         """Bring the books in line with the core if it had to drop events."""
         lost = self._endpoint.counters()["events_dropped"]
         if lost == self._events_lost:
@@ -322,9 +337,11 @@ class Running:
         for live in list(self._live.values()):
             if (ended := live.core.close_reason) is not None:
                 self._leave(live.core, ended[0])
-        for core in self._endpoint.connections():
+        for number, core in enumerate(self._endpoint.connections(), 1):
             self._adopt(core)
             self._paths_changed(core)
+            if number % _TURN == 0:
+                await asyncio.sleep(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ may give every destination its own port.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 
 from anyreach.addresses import Scope
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from anyreach.peer import PeerId
 
 __all__ = ["MAX_OBSERVERS", "Observation", "ObservationChange", "ObservedAddresses"]
+
+_K = TypeVar("_K")
 
 MAX_OBSERVERS: Final = 64
 """Most reports kept. Agreement needs a handful; more only costs memory a peer can make us spend."""
@@ -91,12 +93,16 @@ class ObservedAddresses:
             anybody, as in a closed network.
     """
 
-    __slots__ = ("_believed", "_quorum", "_reports")
+    __slots__ = ("_believed", "_by_address", "_by_network", "_quorum", "_reports")
 
     def __init__(self, quorum: int = 2) -> None:
         self._quorum = quorum
-        # Per observer and family of our address: a dual-stack peer may see both.
-        self._reports: dict[tuple[PeerId, int], Observation] = {}
+        # Oldest first. Per observer and family of our address: a dual-stack peer may see both.
+        self._reports: dict[_Key, Observation] = {}
+        # The same by what they say and by where they come from, so that a flood of reports costs
+        # no more each than a single one; also oldest first.
+        self._by_address: dict[SocketAddress, dict[_Key, Observation]] = {}
+        self._by_network: dict[str, dict[_Key, Observation]] = {}
         self._believed: set[SocketAddress] = set()
 
     def report(
@@ -115,12 +121,15 @@ class ObservedAddresses:
         """
         if not address.scope.dialable or address.port == 0:
             return ()
-        before = self._support()
-        self._reports.pop((observer, address.version), None)
+        key = (observer, address.version)
         observation = Observation(observer, observer_address, address, now)
-        self._make_room(observation.network)
-        self._reports[observer, address.version] = observation
-        return self._changes(before)
+        before = {address: self.observers(address)}
+        self._drop(key, before)
+        self._make_room(observation.network, before)
+        self._reports[key] = observation
+        self._by_address.setdefault(address, {})[key] = observation
+        self._by_network.setdefault(observation.network, {})[key] = observation
+        return self._changes(before, observation)
 
     def remove(self, observer: PeerId) -> tuple[ObservationChange, ...]:
         """Forget the reports of a peer that is no longer connected.
@@ -128,19 +137,23 @@ class ObservedAddresses:
         Returns:
             What changed, if anything.
         """
-        before = self._support()
+        before: dict[SocketAddress, int] = {}
         for version in (4, 6):
-            self._reports.pop((observer, version), None)
+            self._drop((observer, version), before)
         return self._changes(before)
 
     def candidates(self) -> tuple[SocketAddress, ...]:
         """Every reported address: believed ones first, then by number of observers."""
-        support = self._support()
-        latest = {o.address: o.at for o in self._reports.values()}
+        latest = {a: max(o.at for o in reports.values()) for a, reports in self._by_address.items()}
         return tuple(
             sorted(
-                support,
-                key=lambda a: (a not in self._believed, -support[a], -latest[a], a.sort_key),
+                self._by_address,
+                key=lambda a: (
+                    a not in self._believed,
+                    -len(self._by_address[a]),
+                    -latest[a],
+                    a.sort_key,
+                ),
             )
         )
 
@@ -153,50 +166,75 @@ class ObservedAddresses:
 
     def observers(self, address: SocketAddress) -> int:
         """How many peers report ``address`` now."""
-        return self._support()[address]
+        return len(self._by_address.get(address, ()))
 
     def observations(self) -> tuple[Observation, ...]:
         """The latest reports, oldest first; what the mapping of a NAT is classified from."""
         return tuple(sorted(self._reports.values(), key=lambda o: o.at))
 
-    def _support(self) -> Counter[SocketAddress]:
-        return Counter(report.address for report in self._reports.values())
+    def _is_agreed_by(self, latest: Observation) -> bool:
+        """Whether the latest report makes its address one that enough networks agree on."""
+        if not latest.counts:
+            return False
+        networks = {latest.network}
+        for report in self._by_address[latest.address].values():
+            if len(networks) >= self._quorum:
+                break
+            if report.network not in networks and report.counts:
+                networks.add(report.network)
+        return len(networks) >= self._quorum
 
-    def _agreeing_networks(self, address: SocketAddress) -> int:
-        reports = [r for r in self._reports.values() if r.address == address and r.counts]
-        return len({report.network for report in reports})
-
-    def _changes(self, before: Counter[SocketAddress]) -> tuple[ObservationChange, ...]:
-        after = self._support()
-        gone = [address for address in before if address not in after]
-        self._believed.difference_update(gone)
-        changes = [ObservationChange("withdrawn", address, 0) for address in gone]
-        for address, observers in after.items():
-            if address not in before:
-                changes.append(ObservationChange("adopted", address, observers))
-            agreed = self._agreeing_networks(address) >= self._quorum
-            if agreed and address not in self._believed:
-                self._believed.add(address)
-                changes.append(ObservationChange("believed", address, observers))
+    def _changes(
+        self, before: dict[SocketAddress, int], report: Observation | None = None
+    ) -> tuple[ObservationChange, ...]:
+        """What became of addresses that had so many observers before ``report``."""
+        changes = []
+        for address, observers in before.items():
+            if observers and address not in self._by_address:
+                self._believed.discard(address)
+                changes.append(ObservationChange("withdrawn", address, 0))
+        for address, observers in before.items():
+            now = self.observers(address)
+            if now and not observers:
+                changes.append(ObservationChange("adopted", address, now))
+        # Only one more observer can make an agreement.
+        if report and report.address not in self._believed and self._is_agreed_by(report):
+            self._believed.add(report.address)
+            now = self.observers(report.address)
+            changes.append(ObservationChange("believed", report.address, now))
         return tuple(changes)
 
-    def _make_room(self, network: str) -> None:
+    def _drop(self, key: _Key, before: dict[SocketAddress, int]) -> None:
+        """Forget a report if there is one; ``before`` notes how many its address had."""
+        report = self._reports.pop(key, None)
+        if report is None:
+            return
+        before.setdefault(report.address, self.observers(report.address))
+        _take(self._by_address, report.address, key)
+        _take(self._by_network, report.network, key)
+
+    def _make_room(self, network: str, before: dict[SocketAddress, int]) -> None:
         """Drop the oldest reports of the fullest network while a limit is reached."""
         while True:
-            counts = Counter(report.network for report in self._reports.values())
-            if counts[network] >= _MAX_PER_NETWORK:
-                crowded = network
+            if len(self._by_network.get(network, ())) >= _MAX_PER_NETWORK:
+                crowded = self._by_network[network]
             elif len(self._reports) >= MAX_OBSERVERS:
-                crowded = counts.most_common(1)[0][0]
+                crowded = max(self._by_network.values(), key=len)
             else:
                 return
-            oldest = min(
-                (key for key, report in self._reports.items() if report.network == crowded),
-                key=lambda key: self._reports[key].at,
-            )
-            del self._reports[oldest]
+            self._drop(min(crowded, key=lambda key: crowded[key].at), before)
 
 
+_Key: TypeAlias = "tuple[PeerId, int]"
+
+
+def _take(index: dict[_K, dict[_Key, Observation]], entry: _K, key: _Key) -> None:
+    del index[entry][key]
+    if not index[entry]:
+        del index[entry]
+
+
+@lru_cache(maxsize=4 * MAX_OBSERVERS)
 def _network(ip: IpAddress) -> str:
     prefix = _PREFIX_V4 if ip.version == 4 else _PREFIX_V6
     packed = ip.packed  # without the zone, which is no part of a network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -139,6 +140,53 @@ async def test_an_address_stays_while_a_second_connection_reports_it(
     assert not node.nat.external_addresses
 
 
+async def test_a_flood_of_events_leaves_the_loop_its_turns(
+    node: Node, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = [FakeConnection(id=i, peer_id=i.to_bytes(32, "big")) for i in range(1, 801)]
+    flood: list[tuple[object, ...]] = [("connected", each) for each in connections]
+    flood += [("path", each, "established") for each in connections]
+    batches: asyncio.Queue[list[tuple[object, ...]]] = asyncio.Queue()
+
+    async def wait(_: object) -> list[tuple[object, ...]]:
+        return await batches.get()
+
+    class Endpoint:
+        poll_events = None
+
+        def counters(self) -> dict[str, int]:
+            return {"events_dropped": 1}
+
+        def connections(self) -> list[FakeConnection]:
+            return connections
+
+    handled, most = 0, 0
+    handle = running._handle
+
+    def count(event: tuple[object, ...]) -> None:
+        nonlocal handled
+        handled += 1
+        handle(event)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "_handle", count)
+        patched.setattr(running, "_endpoint", Endpoint())
+        patched.setattr(running, "_bridge", SimpleNamespace(wait=wait))
+        watching = asyncio.create_task(running._watch())
+        batches.put_nowait(flood)
+        turns = 0
+        async with asyncio.timeout(10):
+            while handled < len(flood) or not running._events_lost:
+                before = handled
+                await asyncio.sleep(0)
+                most = max(most, handled - before)
+                turns += 1
+        watching.cancel()
+    assert most <= 64
+    assert turns >= len(flood) / 64
+    assert len(node.connections) == len(connections)
+
+
 async def test_lost_core_events_are_made_good(
     node: Node, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,8 +204,8 @@ async def test_lost_core_events_are_made_good(
     gone.close_reason = ("timeout", 0, "")
     with monkeypatch.context() as patched:
         patched.setattr(running, "_endpoint", Endpoint())
-        running._reconcile()
-        running._reconcile()
+        await running._reconcile()
+        await running._reconcile()
     assert [c.peer_id for c in node.connections] == [PeerId(PEER)]
     await node.close()
     heard = [e async for e in events if not isinstance(e, Ready | ExternalAddress)]
