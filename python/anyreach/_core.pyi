@@ -120,7 +120,9 @@ class Connection:
     def key_exchange_group(self) -> str: ...
     @property
     def handshake_seconds(self) -> float: ...
-    def paths(self) -> list[PathInfo]: ...
+    def paths(self) -> list[PathInfo]: ...  # none once the connection has ended
+    @property
+    def first_path(self) -> PathInfo | None: ...  # as it was after the handshake
     @property
     def path_changes(self) -> int: ...  # how many "path" events there were
     def poll_path_change(self, seen: int, bridge: Bridge, token: int) -> tuple[int, str] | None:

@@ -363,7 +363,9 @@ class _Live:
         self.core = core
         self.connection = Connection(core)
         self.peer_id = PeerId(core.peer_id)
-        self.way = _way(core.paths())
+        # A visit may be over by now; then it is told with the path it came by.
+        first = core.first_path
+        self.way = _way(core.paths() or ([] if first is None else [first]))
 
 
 def _way(paths: Iterable[_core.PathInfo]) -> _Way | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 from anyreach.events import Connected, Disconnected, Event, ExternalAddress, Nat, Ready
 
@@ -109,3 +110,20 @@ async def test_every_subscriber_sees_every_event() -> None:
         assert all(other == first for other in others)
         for watch in watches:
             assert isinstance(watch.seen[0], Ready)
+
+
+async def test_a_visit_shorter_than_a_look_is_told_with_its_address() -> None:
+    async with nodes(V4, V4) as (alice, bob):
+        events = bob.events()
+        connection = await soon(alice.connect(at(bob, "127.0.0.1")))
+        # Bob's loop is this one, so it has had no turn since the connection came in.
+        connection.close()
+        time.sleep(0.3)  # noqa: ASYNC251 (the loop is to be blocked)
+        told: dict[str, object] = {}
+        async for event in events:
+            told[event.event] = event
+            if isinstance(event, Disconnected):
+                break
+        arrived = told["connected"]
+        assert isinstance(arrived, Connected)
+        assert arrived.remote == f"127.0.0.1:{port_of(alice)}"

@@ -50,6 +50,8 @@ class FakeConnection:
         assert self.answer is not None
         self.answer.set_result(answer)
 
+    first_path = None
+
     def paths(self) -> list[FakePath]:
         return self.route
 

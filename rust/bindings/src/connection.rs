@@ -104,6 +104,17 @@ impl Connection {
         Ok(paths.into_iter().map(PathInfo::from).collect())
     }
 
+    /// The path the handshake was made on, as it was then; also when the connection has ended.
+    #[getter]
+    fn first_path(&self) -> Result<Option<PathInfo>, Failure> {
+        Ok(self
+            .inner()?
+            .connection
+            .first_path()
+            .cloned()
+            .map(PathInfo::from))
+    }
+
     /// How often the paths have changed so far.
     #[getter]
     fn path_changes(&self) -> Result<u64, Failure> {

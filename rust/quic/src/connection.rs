@@ -35,6 +35,7 @@ struct Inner {
     closed_locally: OnceLock<CloseReason>,
     /// Somebody outside this crate was given it; see [`Connection::claim`].
     claimed: AtomicBool,
+    first_path: OnceLock<PathSnapshot>,
 }
 
 /// A connection that may be dropped, with its buffers, when nobody else holds it.
@@ -128,7 +129,7 @@ pub(crate) struct Handshake {
 
 impl Connection {
     pub(crate) fn new(key: ConnectionKey, handshake: Handshake) -> Self {
-        Self(Arc::new(Inner {
+        let connection = Self(Arc::new(Inner {
             key,
             engine: handshake.engine,
             peer_id: handshake.peer_id,
@@ -139,7 +140,18 @@ impl Connection {
             paths: Mutex::new(BTreeMap::from([(PathId::ZERO, PathRecord::new())])),
             closed_locally: OnceLock::new(),
             claimed: AtomicBool::new(false),
-        }))
+            first_path: OnceLock::new(),
+        }));
+        if let Some(path) = connection.paths().into_iter().next() {
+            // Nobody else has it yet.
+            let _ = connection.0.first_path.set(path);
+        }
+        connection
+    }
+
+    /// The path the handshake was made on, as it was then. `None` if the connection ended at once.
+    pub fn first_path(&self) -> Option<&PathSnapshot> {
+        self.0.first_path.get()
     }
 
     /// A number no other connection of this endpoint has.

@@ -1,9 +1,9 @@
 //! What an endpoint tells whoever drives it, kept in bounded memory whatever peers do and however
 //! slow the driver is.
 //!
-//! Everything here holds connections weakly: one that ended must not be kept, with all its
-//! buffers, because nobody has read the news yet. News of a connection nobody holds any more is
-//! no news and is left out.
+//! Connections are held weakly here, but for the latest few: one that ended must not be kept, with
+//! all its buffers, because nobody has read the news yet. News of a connection nobody holds any
+//! more is left out.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -56,6 +56,10 @@ pub enum Event {
 /// connections; beyond this number those of dead ones are dropped.
 const LIFECYCLE_LIMIT: usize = 4096;
 
+/// Connects kept with their connection, so that a visit shorter than the reader's next look is
+/// told. What they pin when they have ended is at most this many receive windows.
+const HELD_LIMIT: usize = 16;
+
 /// News of connections, until somebody takes it.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
@@ -67,6 +71,8 @@ pub(crate) struct Journal {
 #[derive(Debug, Default)]
 struct State {
     lifecycle: VecDeque<(WeakConnection, Option<CloseReason>)>,
+    /// The connections of the latest connects among them.
+    held: VecDeque<Connection>,
     paths: HashMap<ConnectionKey, (WeakConnection, &'static str)>,
     observed: HashMap<(ConnectionKey, u32), (WeakConnection, SocketAddr, Duration)>,
     closed: bool,
@@ -91,6 +97,15 @@ impl Journal {
 
     pub(crate) fn connected(&self, connection: &Connection) {
         self.lifecycle(connection.downgrade(), None);
+        let mut evicted = None;
+        self.change(|state| {
+            if state.held.len() >= HELD_LIMIT {
+                evicted = state.held.pop_front();
+            }
+            state.held.push_back(connection.clone());
+        });
+        // Outside the lock: it may be the last handle.
+        drop(evicted);
     }
 
     pub(crate) fn disconnected(&self, connection: &Connection, reason: CloseReason) {
@@ -192,6 +207,9 @@ impl State {
                         after,
                     })
                 });
-        lifecycle.chain(paths).chain(observed).collect()
+        let events = lifecycle.chain(paths).chain(observed).collect();
+        // From here on whoever takes the events holds them.
+        self.held.clear();
+        events
     }
 }

@@ -160,9 +160,9 @@ async fn connections_that_ended_untaken_leave_nothing() {
     let guest = endpoint();
     let (_out, inn) = connected(&guest, &node).await;
     assert_eq!(inn.close_reason(), None);
-    // And what happened to connections nobody holds is not told.
+    // And of connections nobody holds only the latest few are told.
     let events = within(node.events()).await.unwrap();
-    assert!(events.len() <= 2, "{events:?}");
+    assert!(events.len() <= 2 * 16 + 1, "{} events", events.len());
 }
 
 #[tokio::test]
