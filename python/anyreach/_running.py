@@ -109,7 +109,7 @@ class Running:
         )
         self._nat = self.local.nat()
         self._nat_is_stale = False
-        self._known = KnownPeers(self.me, self._connect_known, emit)
+        self._known = KnownPeers(self.me, self._connect_known, self._is_connected, emit)
 
     def begin(self) -> None:
         """Start the background tasks. The first event is told at once."""
@@ -197,6 +197,12 @@ class Running:
 
     async def _connect_known(self, peer: PeerAddress) -> Connection:
         return await self.connect(peer, self._config.connect_timeout)
+
+    def _is_connected(self, peer_id: PeerId) -> bool:
+        return any(
+            live.peer_id == peer_id and live.core.close_reason is None
+            for live in self._live.values()
+        )
 
     # Events of the core
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["FIRST_CEILING", "LAST_CEILING", "STABLE_AFTER", "next_failures", "retry_delay"]
+__all__ = [
+    "FIRST_CEILING",
+    "LAST_CEILING",
+    "STABLE_AFTER",
+    "failures_when_replaced",
+    "next_failures",
+    "retry_delay",
+    "yielding_delay",
+]
 
 FIRST_CEILING: Final = 1.0
 """Longest wait after the first failure: a peer that restarts is back within a second or two."""
@@ -46,3 +54,27 @@ def next_failures(failures: int, lasted: float | None) -> int:
         lasted: seconds the connection lasted, or ``None`` if there was none.
     """
     return 1 if lasted is not None and lasted >= STABLE_AFTER else failures + 1
+
+
+REPLACED_COUNTS: Final = 3
+"""Failures that a connection given up for one of another node with our key counts as. That node
+does what we do: if both came back as after a usual loss, they would take turns for ever."""
+
+REPLACED_FORGIVEN_AFTER: Final = 600.0
+"""Seconds a connection must have lasted for earlier ones that were replaced to be forgotten; ten
+times the longest wait, so that two nodes with one key never get there while both run."""
+
+
+def failures_when_replaced(failures: int, lasted: float) -> int:
+    """The number of failures in a row after the peer preferred another node with our key.
+
+    Args:
+        failures: the number before.
+        lasted: seconds the connection lasted.
+    """
+    return (0 if lasted >= REPLACED_FORGIVEN_AFTER else failures) + REPLACED_COUNTS
+
+
+def yielding_delay(failures: int, fraction: float) -> float:
+    """As :func:`retry_delay`, but never less than half of the longest wait for ``failures``."""
+    return retry_delay(failures, (1 + fraction) / 2)

@@ -6,6 +6,7 @@ exception a Python programmer would catch. ``asyncio.CancelledError`` is never w
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ __all__ = [
     "ConnectionLost",
     "ForkError",
     "IdentityError",
+    "IdentityInUse",
     "NodeClosed",
     "PeerIdMismatch",
     "StreamClosed",
@@ -51,6 +53,24 @@ class ConfigError(AnyreachError, ValueError):
 
 class IdentityError(AnyreachError, ValueError):
     """A key file or key is unusable: damaged, of another kind, or readable by others."""
+
+
+class IdentityInUse(IdentityError):
+    """A running node, in this process or another, has the key file.
+
+    Peers keep one connection per PeerId, so two nodes with one key would take each other's
+    connections away without end.
+
+    Attributes:
+        file: the key file.
+    """
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        super().__init__(
+            f"{os.fspath(file)}: another running node uses this key; stop that node, or give this"
+            " one a key file of its own or an ephemeral identity"
+        )
+        self.file = file
 
 
 class BindError(AnyreachError, OSError):
@@ -141,8 +161,8 @@ class ConnectionLost(AnyreachError, ConnectionError):
 
     Attributes:
         reason: ``"closed"`` (by the peer's application), ``"local"`` (by this side),
-            ``"timeout"``, ``"reset"``, ``"replaced"`` (the same peer made a newer
-            connection), ``"transport"``.
+            ``"timeout"``, ``"reset"``, ``"replaced"`` (by a newer connection between the same
+            PeerIds; without one here, another node uses this node's key), ``"transport"``.
         code: application or transport error code, 0 where there is none.
     """
 

@@ -62,7 +62,7 @@ class Identity:
             IdentityError: the file is missing, not a regular file, readable by others (POSIX),
                 larger than 64 KiB, damaged, or holds another kind of key.
         """
-        file = _expand(path)
+        file = expand(path)
         try:
             return cls(_core.Identity.from_pkcs8(_parse_pem(_read_private(file))))
         except FileNotFoundError:
@@ -82,7 +82,7 @@ class Identity:
         Raises:
             IdentityError: as :meth:`load`, or the file cannot be created.
         """
-        file = _expand(path)
+        file = expand(path)
         if not os.path.lexists(file):
             identity = cls.generate()
             if identity._store(file, replace=False):
@@ -99,7 +99,7 @@ class Identity:
         Raises:
             IdentityError: the file exists and ``overwrite`` is false, or it cannot be written.
         """
-        file = _expand(path)
+        file = expand(path)
         if not self._store(file, replace=overwrite):
             raise IdentityError(f"{file}: exists already; a lost key cannot be recovered")
 
@@ -165,7 +165,12 @@ def default_identity_path(
     return base / "anyreach" / "identity.pem"
 
 
-def _expand(path: str | os.PathLike[str]) -> Path:
+def expand(path: str | os.PathLike[str]) -> Path:
+    """The file meant by ``path``, with ``~`` replaced.
+
+    Raises:
+        IdentityError: no file can have that name, or there is no such user.
+    """
     if "\0" in os.fspath(path):
         raise IdentityError(f"{os.fspath(path)!r} is not a file name")
     try:

@@ -13,7 +13,12 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from anyreach._flow import SELF
-from anyreach.backoff import next_failures, retry_delay
+from anyreach.backoff import (
+    failures_when_replaced,
+    next_failures,
+    retry_delay,
+    yielding_delay,
+)
 from anyreach.errors import ConnectError, NodeClosed
 from anyreach.events import KnownPeerState
 from anyreach.peer import PeerAddress, PeerId
@@ -32,6 +37,14 @@ logger = logging.getLogger(__name__)
 
 ITSELF: Final = "this is the node itself; the entry is ignored"
 
+SAME_KEY: Final = (
+    "the peer has given up our connection for another one with our PeerId: the same key is"
+    " probably in use by another node; give each node a key file of its own"
+)
+
+_SUCCESSION: Final = 1.0
+"""Seconds within which the connection that replaces one is known here, too, if it is ours."""
+
 
 class KnownPeers:
     """Keeps one node connected to its known peers.
@@ -39,6 +52,7 @@ class KnownPeers:
     Args:
         me: PeerId of the node, to tell it apart from its peers.
         connect: reaches a peer; raises as :meth:`anyreach.Node.connect`.
+        connected: whether there is a connection to a peer now.
         emit: takes the events.
         fraction: random numbers from 0 to 1, for the jitter.
     """
@@ -47,11 +61,13 @@ class KnownPeers:
         self,
         me: PeerId,
         connect: Callable[[PeerAddress], Awaitable[Connection]],
+        connected: Callable[[PeerId], bool],
         emit: Callable[[Event], None],
         fraction: Callable[[], float] = random.random,
     ) -> None:
         self._me = me
         self._connect = connect
+        self._connected = connected
         self._emit = emit
         self._fraction = fraction
         # Which entry speaks for a connected peer, so that two entries of one peer count once.
@@ -84,14 +100,20 @@ class KnownPeers:
                 await self._pause(entry, peer_id, retry_delay(failures, self._fraction()))
                 continue
             peer_id = connection.peer_id
-            lasted = await self._hold(entry, connection)
+            lasted, reason = await self._hold(entry, connection)
+            if reason == "replaced" and not await self._is_succeeded(entry, peer_id):
+                logger.warning("known peer %s: %s", entry, SAME_KEY)
+                self._failed(entry, peer_id, SAME_KEY)
+                failures = failures_when_replaced(failures, lasted)
+                await self._pause(entry, peer_id, yielding_delay(failures, self._fraction()))
+                continue
             failures = next_failures(failures, lasted)
             # A peer that was restarted is back at once; one that keeps dropping us has to wait.
             if failures > 1:
                 await self._pause(entry, peer_id, retry_delay(failures, self._fraction()))
 
-    async def _hold(self, entry: KnownPeer, connection: Connection) -> float:
-        """Wait for the end of ``connection``; how many seconds that took."""
+    async def _hold(self, entry: KnownPeer, connection: Connection) -> tuple[float, str]:
+        """Wait for the end of ``connection``; how many seconds that took, and the reason."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
         peer_id = connection.peer_id
@@ -102,11 +124,17 @@ class KnownPeers:
         else:
             logger.debug("known peer %s is %s as well", entry, self._holders[peer_id])
         try:
-            await connection.wait_closed()
+            lost = await connection.wait_closed()
         finally:
             if speaks:
                 del self._holders[peer_id]
-        return loop.time() - begun
+        return loop.time() - begun, lost.reason
+
+    async def _is_succeeded(self, entry: KnownPeer, peer_id: PeerId) -> bool:
+        """Whether a newer connection of this node has replaced the one that ended."""
+        if not self._connected(peer_id):
+            await self._pause(entry, peer_id, _SUCCESSION)
+        return self._connected(peer_id)
 
     async def _pause(self, entry: KnownPeer, peer_id: PeerId | None, seconds: float) -> None:
         wake = asyncio.Event()

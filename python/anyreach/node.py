@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from anyreach import metrics
+from anyreach._key_lock import claim
 from anyreach._mailbox import Mailbox
 from anyreach._running import Running
 from anyreach.config import P2pConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from anyreach._key_lock import KeyLock
     from anyreach.addresses import IpMode
     from anyreach.connection import Connection
     from anyreach.events import Event
@@ -63,6 +65,7 @@ class Node:
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
         self._failure: BaseException | None = None
+        self._key_lock: KeyLock | None = None
 
     # Life
 
@@ -73,7 +76,8 @@ class Node:
 
         Raises:
             BindError: the address cannot be bound.
-            IdentityError: the key file is unusable.
+            IdentityError: the key file is unusable, or in use by another running node
+                (:class:`~anyreach.IdentityInUse`).
             NodeClosed: the node was closed; make a new one.
             RuntimeError: the node was started before.
         """
@@ -83,12 +87,13 @@ class Node:
             raise RuntimeError("the node was started already")
         self._starting = True
         try:
-            identity = await _identity(self._config)
+            identity, self._key_lock = await _identity(self._config)
             if self._closed:
                 raise self._closed_error()
             self._running = Running(self._config, identity, self._recorder, self._emit, self._fail)
         except BaseException:
             self._starting = False  # a failed start may be tried again
+            self._release_key()
             raise
         self._running.begin()
         return self
@@ -96,8 +101,8 @@ class Node:
     async def close(self) -> None:
         """Close every connection and the socket; the peers learn at once. Idempotent.
 
-        Returns when the port is free and no background task is left. If the call is cancelled,
-        closing goes on.
+        Returns when port and key file are free and no background task is left. If the call is
+        cancelled, closing goes on.
         """
         self._closed = True
         if self._running is None:
@@ -278,7 +283,13 @@ class Node:
         try:
             await running.end()
         finally:
+            self._release_key()
             self._end_subscriptions()
+
+    def _release_key(self) -> None:
+        lock, self._key_lock = self._key_lock, None
+        if lock is not None:
+            lock.release()
 
     def _end_subscriptions(self) -> None:
         error = None if self._failure is None else self._closed_error()
@@ -305,12 +316,12 @@ class _Incoming:
             raise StopAsyncIteration from None
 
 
-async def _identity(config: P2pConfig) -> Identity:
+async def _identity(config: P2pConfig) -> tuple[Identity, KeyLock | None]:
     match config.identity:
         case None:
-            return Identity.generate()
+            return Identity.generate(), None
         case Path() as path:
             # Reads and syncs files, which may take long.
-            return await asyncio.to_thread(Identity.load_or_create, path)
+            return await asyncio.to_thread(claim, path)
         case identity:
-            return identity
+            return identity, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -172,10 +173,12 @@ def test_an_unknown_id_without_address(start: Callable[..., Program]) -> None:
     assert result["error"]
 
 
-def test_dialing_oneself_is_explained(start: Callable[..., Program]) -> None:
-    node = start("node", "--bind", "127.0.0.1:0")
+def test_dialing_oneself_is_explained(start: Callable[..., Program], tmp_path: Path) -> None:
+    key, copy = tmp_path / "key.pem", tmp_path / "copy.pem"
+    node = start("node", "--bind", "127.0.0.1:0", "--identity", key)
     ticket = node.wait_for("ready")["ticket"]
-    connect = start("connect", ticket)
+    shutil.copy(key, copy)
+    connect = start("connect", ticket, "--identity", copy)
     result = connect.finish(expected=1)[-1]
     assert "--ephemeral" in result["error"]
     node.stop()

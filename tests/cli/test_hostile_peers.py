@@ -297,8 +297,8 @@ async def test_peers_that_offer_nothing_are_noticed(
         # The clients of the command line say so at once.
         client = start("connect", str(silent.ticket()), "--hold", "60", "--ephemeral")
         await asyncio.to_thread(client.wait_for, "connected")
-        (connection,) = (
-            c for c in silent.connections if str(c.peer_id) == client.events[0]["peer_id"]
-        )
+        async for connection in silent.incoming():
+            if str(connection.peer_id) == client.events[0]["peer_id"]:
+                break
         with pytest.raises(TransferError, match="no 'bench' service here"):
             await session.open_service(connection, "bench", direction="up", ms=1)

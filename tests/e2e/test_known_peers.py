@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING
 
-from anyreach import Identity, Node, P2pConfig
+import pytest
+
+from anyreach import BindError, Identity, IdentityInUse, Node, P2pConfig
 from anyreach.events import Disconnected, KnownPeerState, Ready
 
 from .support import DUAL, V4, Watch, at, exchange, jobs, nodes, port_of, soon, until
 
 if TYPE_CHECKING:
-    import pytest
+    from pathlib import Path
 
 SILENT = "127.0.0.1:9"
 
@@ -150,3 +153,63 @@ async def test_closing_while_known_peers_are_dialed_or_waited_for() -> None:
         async with nodes(options) as (node,):
             await Watch(node).next(KnownPeerState, state="failed")
             await soon(node.close())
+
+
+async def test_two_nodes_with_one_key_do_not_fight() -> None:
+    twin = Identity.generate()
+    async with nodes(V4) as (server,):
+        options = {**V4, "identity": twin, "known_peers": [at(server, "127.0.0.1")]}
+        async with nodes(options) as (first,):
+            watch = Watch(first)
+            await watch.next(KnownPeerState, state="connected")
+            async with nodes(options) as (second,):
+                await Watch(second).next(KnownPeerState, state="connected")
+                failed = await watch.next(KnownPeerState, state="failed")
+                assert "same key" in str(failed.error)
+                assert failed.peer_id == server.peer_id
+                # It leaves the field to the other one, for two seconds at least.
+                assert len(second.connections) == 1
+                assert not first.connections
+
+
+async def test_a_key_file_belongs_to_one_node(tmp_path: Path) -> None:
+    file = tmp_path / "node.pem"
+    options = {**V4, "identity": file}
+    async with nodes(options) as (node,):
+        second = Node(P2pConfig(**options))
+        with pytest.raises(IdentityInUse, match=r"node\.pem"):
+            await second.start()
+        await node.close()
+        async with second:
+            assert second.peer_id == node.peer_id
+    # A node that cannot start does not keep the key from others.
+    async with nodes(V4) as (other,):
+        place = f"127.0.0.1:{port_of(other)}"
+        blocked = Node(P2pConfig(bind_addr=place, ip_mode="v4", identity=file))
+        with pytest.raises(BindError):
+            await blocked.start()
+        async with nodes(options):
+            pass
+        starting = asyncio.create_task(Node(P2pConfig(**options)).start())
+        await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait([starting])
+        async with nodes(options):
+            pass
+
+
+async def test_a_peer_that_restarts_and_dials_us_is_no_second_node() -> None:
+    identity = Identity.generate()
+    async with nodes({**V4, "identity": identity}) as (server,):
+        node = Node(P2pConfig(**V4, known_peers=[at(server, "127.0.0.1")]))
+        watch = Watch(node)
+        async with node:
+            await watch.next(KnownPeerState, state="connected")
+            async with nodes({**V4, "identity": identity}) as (again,):
+                await again.connect(at(node, "127.0.0.1"))
+                assert (await watch.next(Disconnected)).reason == "replaced"
+                await watch.next(KnownPeerState, state="connected")
+                assert not any(
+                    isinstance(event, KnownPeerState) and event.state == "failed"
+                    for event in watch.seen
+                )

@@ -28,9 +28,11 @@ class FakeConnection:
         self.peer_id = peer_id
         self.ended = asyncio.Event()
 
+        self.reason = "closed"
+
     async def wait_closed(self) -> ConnectionLost:
         await self.ended.wait()
-        return ConnectionLost("over")
+        return ConnectionLost("over", reason=self.reason)
 
 
 class Script:
@@ -41,7 +43,10 @@ class Script:
         self.answers: asyncio.Queue[FakeConnection | Exception] = asyncio.Queue()
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.pauses: list[float] = []
-        self.keeper = KnownPeers(ME, self._connect, self.events.put_nowait, lambda: 0.5)
+        self.connected = False
+        self.keeper = KnownPeers(
+            ME, self._connect, lambda _: self.connected, self.events.put_nowait, lambda: 0.5
+        )
         # Pauses are noted instead of slept.
         monkeypatch.setattr(self.keeper, "_pause", self._pause)
 
@@ -103,6 +108,39 @@ async def test_a_peer_that_keeps_dropping_us_is_dialed_less_and_less(script: Scr
     await asyncio.sleep(0)
     task.cancel()
     assert script.pauses[:3] == [1, 2, 4]
+
+
+async def test_another_node_with_our_key_gets_out_of_its_way(
+    script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = asyncio.create_task(script.keeper.keep(ENTRY))
+    for _ in range(3):
+        connection = FakeConnection()
+        connection.reason = "replaced"
+        connection.ended.set()
+        script.answers.put_nowait(connection)
+        assert (await script.event()).state == "connected"
+        told = await script.event()
+        assert (told.state, told.peer_id) == ("failed", PEER)
+        assert "same key" in str(told.error)
+    task.cancel()
+    # Each time a moment for a connection of our own to turn up, then three quarters of the longest.
+    assert script.pauses == [1, 3, 1, 24, 1, 45]
+    assert any("same key" in record.message for record in caplog.records)
+
+
+async def test_a_connection_replaced_by_one_of_ours_is_no_failure(script: Script) -> None:
+    task = asyncio.create_task(script.keeper.keep(ENTRY))
+    script.connected = True
+    connection = FakeConnection()
+    connection.reason = "replaced"
+    connection.ended.set()
+    script.answers.put_nowait(connection)
+    script.answers.put_nowait(FakeConnection())
+    for _ in range(2):
+        assert (await script.event()).state == "connected"
+    assert script.pauses == []
+    task.cancel()
 
 
 async def test_a_long_connection_forgives_earlier_failures(
@@ -192,7 +230,7 @@ async def test_a_closed_node_ends_the_keeping(script: Script) -> None:
 
 
 async def test_a_pause_ends_when_the_peer_arrives() -> None:
-    keeper = KnownPeers(ME, Script._connect, lambda _: None)  # type: ignore[arg-type]
+    keeper = KnownPeers(ME, Script._connect, bool, lambda _: None)  # type: ignore[arg-type]
     pause = asyncio.create_task(keeper._pause(ENTRY, PEER, 3600))
     await asyncio.sleep(0)
     keeper.arrived(ME)

@@ -36,7 +36,11 @@ async def run(context: Context) -> int:
         raise UsageError("--from and --max-size need --receive DIR")
     mailroom = None if args.receive is None else await open_mailroom(context, args.receive)
     async with running_node(
-        context, bind=options.NODE_BIND, services=Services(mailroom), all_events=True
+        context,
+        bind=options.NODE_BIND,
+        services=Services(mailroom),
+        all_events=True,
+        own_identity=True,
     ):
         await asyncio.Event().wait()
     return OK

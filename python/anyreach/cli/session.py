@@ -9,8 +9,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from anyreach import Node
-from anyreach.errors import ConnectError
+from anyreach.errors import ConnectError, IdentityInUse
 from anyreach.events import Connected
+from anyreach.identity import default_identity_path
 from anyreach.metrics import CONTENT_TYPE
 from anyreach.transfer.errors import TransferError, TransferErrorCode
 from anyreach.transfer.frames import read_frame
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Mapping
 
     from anyreach import Connection, Stream
-    from anyreach.config import P2pOptions
+    from anyreach.config import P2pConfig, P2pOptions
     from anyreach.events import Event
     from anyreach.peer import PeerAddress, PeerId
 
@@ -55,6 +56,7 @@ async def running_node(
     options: P2pOptions | None = None,
     services: Services | None = None,
     all_events: bool = False,
+    own_identity: bool = False,
 ) -> AsyncIterator[Session]:
     """A started node that tells its events, and answers its peers.
 
@@ -62,6 +64,7 @@ async def running_node(
         bind, defaults, options: as for :func:`anyreach.cli.options.config_from`.
         services: what peers are offered; nothing if ``None``.
         all_events: tell every event, not only what concerns a single dial.
+        own_identity: never stand in for a default identity in use with an ephemeral one.
 
     Raises:
         ConfigError, IdentityError, BindError: the node cannot be started as configured.
@@ -70,11 +73,17 @@ async def running_node(
     config = config_from(
         context.args, context.output, bind=bind, defaults=defaults, options=options
     )
-    node = Node(config)
-    events = node.events()  # subscribed before the start, to miss nothing
     async with contextlib.AsyncExitStack() as stack:
         background = await stack.enter_async_context(_background())
-        await stack.enter_async_context(node)
+        try:
+            node, events = await _start(config, stack)
+        except IdentityInUse:
+            if own_identity or context.args.identity or config.identity != default_identity_path():
+                raise
+            context.output.note(
+                "your key is in use by a running node: this command takes an ephemeral identity"
+            )
+            node, events = await _start(config.replace(identity=None), stack)
         session = Session(node, context.output, all_events=all_events)
         background(session.tell(events))
         background((services or Services(only=frozenset())).serve(node))
@@ -85,6 +94,14 @@ async def running_node(
             shown = f"[{host}]" if ":" in host else host
             context.output.note(f"metrics at http://{shown}:{port}/metrics")
         yield session
+
+
+async def _start(
+    config: P2pConfig, stack: contextlib.AsyncExitStack
+) -> tuple[Node, AsyncIterator[Event]]:
+    node = Node(config)
+    events = node.events()  # subscribed before the start, to miss nothing
+    return await stack.enter_async_context(node), events
 
 
 class Session:

@@ -136,7 +136,9 @@ fn describe(reason: &CloseReason) -> String {
         "local" => "the connection was closed by this side",
         "timeout" => "the connection timed out",
         "reset" => "the peer lost its state of the connection",
-        "replaced" => "the peer made a newer connection",
+        "replaced" => {
+            "a newer connection took its place, of the peer or of another node with this node's key"
+        }
         _ => "the connection broke",
     };
     if reason.message.is_empty() {
