@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -106,6 +107,18 @@ def test_a_service_told_to_stop_ends_well(
     assert "Traceback" not in service.stderr
     # Its peers learn at once, not after an idle timeout.
     assert watcher.wait_for("disconnected")["reason"] == "closed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_and_its_echo_are_one(start: Callable[..., Program], number: int) -> None:
+    service = start("node", "--bind", "127.0.0.1:0", "--ephemeral")
+    service.wait_for("ready")
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(50):
+            service.process.send_signal(number)
+            time.sleep(0.002)
+    service.finish(expected=0)
+    assert "Traceback" not in service.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

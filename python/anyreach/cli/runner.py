@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,13 @@ USAGE: Final = 2
 
 #: Added to the number of a signal that ended a command, as shells do.
 _SIGNALLED: Final = 128
+
+#: What asks a command to end.
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+#: Seconds within which a second signal is an echo of the first: ``timeout`` signals its child and
+#: then the whole process group, and so do terminals and supervisors.
+_ECHO_SECONDS: Final = 0.5
 
 #: What a shell reports for a program ended by SIGPIPE.
 _BROKEN_PIPE: Final = _SIGNALLED + 13
@@ -58,8 +66,8 @@ def run(
 ) -> int:
     """Runs ``command`` to its end and returns the exit code.
 
-    SIGINT and SIGTERM cancel it, so that everything is closed properly; a second signal ends the
-    process at once.
+    SIGINT and SIGTERM cancel it, so that everything is closed properly; another one, later than
+    an echo of the first, ends the process at once.
 
     Args:
         service: the command runs until it is told to stop: a signal is success.
@@ -80,6 +88,10 @@ def run(
     except (AnyreachError, OSError) as error:
         context.output.error(_sentence(error), **_details(error))
         code = FAILED
+    if context.signalled:
+        # What is left takes no time, and has no handlers: an echo must not change the exit code.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     return _BROKEN_PIPE if context.output.broken else code
 
 
@@ -87,40 +99,66 @@ async def _supervise(command: Callable[[Context], Awaitable[int]], context: Cont
     task = asyncio.current_task()
     assert task is not None
     context.output.on_broken = task.cancel
+    echo_until = 0.0
 
     def stop(number: int) -> None:
-        if context.signalled:
+        nonlocal echo_until
+        if not context.signalled:
+            context.signalled = number
+            echo_until = time.monotonic() + _ECHO_SECONDS
+            task.cancel()
+        elif time.monotonic() > echo_until:
             os._exit(_SIGNALLED + number)
-        context.signalled = number
-        task.cancel()
 
-    with _signals(stop), _watched_output(context.output):
+    with _signals(stop, lambda: context.signalled != 0), _watched_output(context.output):
         return await command(context)
 
 
 @contextlib.contextmanager
-def _signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Calls ``stop`` in the event loop when the process is asked to end."""
+def _signals(stop: Callable[[int], None], stopped: Callable[[], bool]) -> Iterator[None]:
+    """Calls ``stop`` in the event loop when the process is asked to end.
+
+    Once it was called, it goes on being called afterwards, while the process ends.
+    """
     loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def from_handler(number: int, _: FrameType | None) -> None:
         loop.call_soon_threadsafe(stop, number)
 
-    previous = {number: signal.getsignal(number) for number in numbers}
+    def at_the_end(number: int, _: FrameType | None) -> None:
+        stop(number)
+
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
-        for number in numbers:
+        for number in _SIGNALS:
             loop.add_signal_handler(number, stop, number)
     except NotImplementedError:  # Windows
-        for number in numbers:
+        for number in _SIGNALS:
             signal.signal(number, from_handler)
     try:
         yield
     finally:
-        for number in numbers:
-            with contextlib.suppress(NotImplementedError):
-                loop.remove_signal_handler(number)
-            signal.signal(number, previous[number])
+        with _held_back():
+            for number in _SIGNALS:
+                with contextlib.suppress(NotImplementedError):
+                    loop.remove_signal_handler(number)
+                signal.signal(number, at_the_end if stopped() else previous[number])
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals that come meanwhile are delivered afterwards, where the system can do that.
+
+    A loop that removes a handler leaves the default action in place, which is to die.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
