@@ -74,8 +74,6 @@ async def exit_thread() -> None:
 
 async def interrupted() -> None:
     """Waits for Ctrl-C in a read."""
-    # Shells start background jobs with the signal ignored, and whoever runs the tests may be one.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     async with connected() as pair:
         _, far = await pair.streams()
         print("waiting", flush=True)
@@ -188,6 +186,9 @@ async def multiprocessing_fork() -> None:
 
 def main() -> None:
     name, loop = sys.argv[1:]
+    # Shells start background jobs with the signal ignored, and whoever runs the tests may be one.
+    # Before the runner, which puts its own handler in place of this one only.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with asyncio.Runner(loop_factory=loop_factories()[loop]) as runner:
         runner.run(globals()[name]())
     print("done", flush=True)
