@@ -92,6 +92,7 @@ class Endpoint:
         """
     def counters(self) -> dict[str, int]: ...
     def close(self, code: int, reason: bytes) -> None: ...
+    def abandon(self) -> None: ...  # closes in good order, with nobody to wait for it
     def poll_closed(self, bridge: Bridge, token: int) -> bool | None: ...  # True once drained
 
 @final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,7 @@ from anyreach.address_book import AddressBook
 from anyreach.addresses import IpMode
 from anyreach.connection import Connection
 from anyreach.dialer import Dialer
-from anyreach.errors import NodeClosed
+from anyreach.errors import ForkError, NodeClosed
 from anyreach.events import (
     Connected,
     Disconnected,
@@ -130,6 +131,20 @@ class Running:
             await asyncio.wait(watcher, timeout=_STOP_PATIENCE)
         await self._stop(set(self._tasks))
         logger.info("node %s is closed", self.me)
+
+    def abandon(self) -> None:
+        """Close without waiting for anything. From any thread, whether the loop still runs or not.
+
+        The peers are told, and the port is free a moment later.
+        """
+        with suppress(ForkError):  # it is the parent's
+            self._endpoint.abandon()
+        self.on_loop(lambda: [task.cancel() for task in self._tasks])
+
+    def on_loop(self, call: Callable[[], object]) -> None:
+        """Have the loop call this, if it ever runs again."""
+        with suppress(RuntimeError):  # the loop is closed, and its tasks are gone
+            self._loop.call_soon_threadsafe(call)
 
     def check_loop(self) -> None:
         """Refuse to work on another event loop than the node's."""

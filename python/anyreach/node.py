@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import warnings
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Final, TypeVar
+from weakref import WeakMethod, WeakSet
 
 from anyreach import metrics
 from anyreach._key_lock import claim
@@ -19,7 +21,7 @@ from anyreach.identity import Identity
 from anyreach.peer import Ticket, parse_peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterable
     from types import TracebackType
     from typing import Self
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["EVENT_BACKLOG", "Node"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EVENT_BACKLOG: Final = 1024
 """Events kept for one subscriber of :meth:`Node.events`. A node makes a few per connection, so
@@ -50,7 +54,8 @@ class Node:
             connection = await node.connect(peer)
 
     All nodes are equal. The node owns its background tasks: none outlives :meth:`close`, and
-    an error in one is logged, closes the node and is raised where the node is used next.
+    an error in one is logged, closes the node and is raised where the node is used next. A node
+    that is forgotten instead of closed makes a :class:`ResourceWarning`, and closes.
 
     Args:
         config: how to behave; the defaults if ``None``.
@@ -90,7 +95,9 @@ class Node:
             identity, self._key_lock = await _identity(self._config)
             if self._closed:
                 raise self._closed_error()
-            self._running = Running(self._config, identity, self._recorder, self._emit, self._fail)
+            # Weakly, so that a node nobody has any more is noticed: see __del__.
+            emit, fail = _weakly(self._emit), _weakly(self._fail)
+            self._running = Running(self._config, identity, self._recorder, emit, fail)
         except BaseException:
             self._starting = False  # a failed start may be tried again
             self._release_key()
@@ -124,6 +131,14 @@ class Node:
         await self.close()
         if self._failure is not None and error is None:
             raise self._closed_error() from self._failure
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        running: Running | None = getattr(self, "_running", None)
+        if running is None or self._closed:
+            return
+        warn(f"unclosed node {self!r}", ResourceWarning, source=self, stacklevel=2)
+        running.abandon()
+        running.on_loop(partial(_forget, list(self._subscribers)))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._running else "not started"
@@ -314,6 +329,23 @@ class _Incoming:
             if self._node._failure is not None:
                 raise self._node._closed_error() from None
             raise StopAsyncIteration from None
+
+
+def _weakly(method: Callable[[T], None]) -> Callable[[T], None]:
+    """A function that calls ``method`` as long as its object exists."""
+    reference = WeakMethod(method)
+
+    def call(argument: T) -> None:
+        if (alive := reference()) is not None:
+            alive(argument)
+
+    return call
+
+
+def _forget(boxes: Iterable[Mailbox[Event]]) -> None:
+    error = NodeClosed("the node was forgotten without a close; use `async with Node(...)`")
+    for box in boxes:
+        box.end(error)
 
 
 async def _identity(config: P2pConfig) -> tuple[Identity, KeyLock | None]:

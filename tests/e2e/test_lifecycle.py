@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 import threading
 import time
 import weakref
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from anyreach import (
+    BindError,
     ConnectError,
     ConnectionLost,
     Identity,
@@ -25,7 +27,7 @@ from anyreach import (
 from anyreach.events import Connected, Disconnected, Ready
 from anyreach.node import EVENT_BACKLOG
 
-from .support import DUAL, V4, Watch, accepted, at, nodes, port_of, soon, until
+from .support import DUAL, PATIENCE, V4, Watch, accepted, at, nodes, port_of, soon, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +81,58 @@ async def test_a_node_leaves_no_task_behind() -> None:
     del node, server
     gc.collect()
     assert reference() is None
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_a_forgotten_node_closes() -> None:
+    before = asyncio.all_tasks()
+    async with nodes(V4) as (peer,):
+        running = asyncio.all_tasks()
+        node = await Node(P2pConfig(**V4, known_peers=[at(peer, "127.0.0.1")])).start()
+        watch = Watch(node)
+        await watch.next(Connected)
+        (connection,) = node.connections
+        other_end = await accepted(peer)
+        port = port_of(node)
+        with pytest.warns(ResourceWarning, match="unclosed node <Node"):
+            del node
+        # As if it had been closed, only that nobody could wait for it.
+        assert (await soon(other_end.wait_closed())).reason == "closed"
+        assert (await soon(connection.wait_closed())).reason == "local"
+        with pytest.raises(NodeClosed, match="forgotten"):
+            await watch.rest()
+        await until(lambda: asyncio.all_tasks() <= running)
+
+        def is_free() -> bool:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again, suppress(OSError):
+                again.bind(("127.0.0.1", port))
+                return True
+            return False
+
+        await until(is_free)
+    assert asyncio.all_tasks() == before
+
+
+def test_a_node_forgotten_by_its_loop_closes() -> None:
+    async def main() -> tuple[Node, int]:
+        node = await Node(P2pConfig(**V4)).start()
+        return node, port_of(node)
+
+    node, port = asyncio.run(main())
+    with pytest.warns(ResourceWarning, match="unclosed node"):
+        del node
+
+    async def again() -> None:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                node = Node(P2pConfig(bind_addr=f"127.0.0.1:{port}", ip_mode="v4"))
+                with suppress(BindError):
+                    await node.start()
+                    break
+                await asyncio.sleep(0.01)
+        await node.close()
+
+    asyncio.run(again())
 
 
 async def test_use_before_the_start_says_what_to_do() -> None:

@@ -224,6 +224,12 @@ impl Endpoint {
         })
     }
 
+    /// Closes in good order, the socket as well, with nobody left to wait for it. Harmless twice.
+    fn abandon(&self, py: Python<'_>) -> Result<(), Failure> {
+        let inner = self.0.get()?;
+        py.detach(|| inner.abandon())
+    }
+
     /// True once every peer was told, or can be assumed not to listen, and the socket is closed.
     fn poll_closed(
         &self,
@@ -245,17 +251,22 @@ impl Endpoint {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The endpoint's tasks keep it alive until it is closed; nobody is left to do so.
-        if let Ok(runtime) = runtime::handle() {
-            let _runtime = runtime.enter();
-            let endpoint = self.endpoint.clone();
-            endpoint.close(anyreach_quic::code::NODE_CLOSED, b"");
-            runtime.spawn(async move { endpoint.closed().await });
-        }
+        // The endpoint's tasks keep it alive until it is closed; nobody is left to do so. Without a
+        // runtime nothing is open.
+        let _ = self.abandon();
     }
 }
 
 impl Inner {
+    fn abandon(&self) -> Result<(), Failure> {
+        let runtime = runtime::handle()?;
+        let _runtime = runtime.enter();
+        let endpoint = self.endpoint.clone();
+        endpoint.close(anyreach_quic::code::NODE_CLOSED, b"");
+        runtime.spawn(async move { endpoint.closed().await });
+        Ok(())
+    }
+
     fn event<'py>(&self, py: Python<'py>, event: Event) -> PyResult<Bound<'py, PyTuple>> {
         match event {
             Event::Connected(connection) => {
