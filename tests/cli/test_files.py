@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -185,10 +186,13 @@ def test_two_senders_of_the_same_file(
     receiver = receive(start, tmp_path, "--bind", "127.0.0.1:0")
     first = start("send", peer(receiver), source, "--ephemeral", "--limit-rate", RATE)
     halfway(tmp_path)
+    # Held, so that the second one meets it however slow this machine is.
+    first.process.send_signal(signal.SIGSTOP)
     second = start("send", peer(receiver), source, "--ephemeral")
+    eventually(lambda: "being received already" in second.stderr, "the second one is told")
+    first.process.send_signal(signal.SIGCONT)
     assert not next(e for e in first.finish() if e["event"] == "file_sent")["existing"]
     assert next(e for e in second.finish() if e["event"] == "file_sent")["existing"]
-    assert "being received already" in second.stderr
     check_arrived(tmp_path, source)
 
 

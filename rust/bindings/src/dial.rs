@@ -28,7 +28,7 @@ struct Attempt {
     made: Arc<Made>,
 }
 
-type Outcome = Result<anyreach_quic::Connection, DialError>;
+type Outcome = Result<DialOutcome, DialError>;
 
 /// The connection an attempt has made, from the moment it exists.
 #[derive(Default)]
@@ -51,7 +51,7 @@ impl Made {
             }
             state.connection = Some(outcome.connection.clone());
         }
-        Ok(outcome.connection)
+        Ok(outcome)
     }
 
     fn keep(&self) {
@@ -85,10 +85,14 @@ impl Dial {
                 Box::pin(std::future::ready(Err(given_up())))
             })
         })?;
-        outcome
-            .transpose()
-            .map_err(Failure::Dial)
-            .map(|found| found.map(|connection| attempt.connections.wrap(connection)))
+        let Some(outcome) = outcome.transpose().map_err(Failure::Dial)? else {
+            return Ok(None);
+        };
+        if !outcome.made_here {
+            // Another attempt made it, and may be given up now that this one has it.
+            outcome.connection.claim();
+        }
+        Ok(Some(attempt.connections.wrap(outcome.connection)))
     }
 
     /// From now on the connection that `poll` returned outlives the attempt.
