@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from anyreach import _core
 from anyreach.addresses import Scope, SocketAddress
 from anyreach.candidates import CandidateKind, InterfaceAddress, LocalNetwork
-from anyreach.nat import NatReport, classify_mapping
+from anyreach.nat import NatReport, classify_mapping, revised
 from anyreach.observed import ObservedAddresses
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class LocalView:
         self._raw: list[tuple[str, str, int]] = []
         self._read_at = -_FRESH_SECONDS
         self._hosts: frozenset[tuple[str, int]] | None = None
+        self._nat = NatReport()
 
     def candidates(self, observed: tuple[SocketAddress, ...] = ()) -> tuple[Candidate, ...]:
         """Own candidates, best first; ``observed`` ones as well, if given."""
@@ -74,15 +75,26 @@ class LocalView:
         return tuple(dict.fromkeys((*outside, *(c.address for c in candidates))))
 
     def nat(self) -> NatReport:
-        """What the reports of the connected peers say about a NAT in front of the node."""
-        seen = (
-            (_plain(report.observer_address), _plain(report.address))
-            for report in self.observed.observations()
+        """What the reports of the connected peers say about a NAT in front of the node.
+
+        What was known before, where they say nothing new; see :class:`NatReport`.
+        """
+        host = self._host_addresses()  # first: a change of network makes the last report void
+        reports = self.observed.observations()
+        if not reports:
+            return self._nat
+        seen = [(_plain(report.observer_address), _plain(report.address)) for report in reports]
+        vouched = any(
+            report.address.scope is Scope.GLOBAL and report.counts and own in host
+            for report, (_, own) in zip(reports, seen, strict=True)
         )
-        return NatReport(
-            mapping=classify_mapping(seen, self._host_addresses()),
-            external_addresses=tuple(map(str, self.observed.candidates())),
+        external = self.observed.candidates()
+        self._nat = NatReport(
+            mapping=revised(self._nat.mapping, classify_mapping(seen, host), vouched=vouched),
+            external_addresses=tuple(map(str, external)),
+            observers=tuple(map(self.observed.observers, external)),
         )
+        return self._nat
 
     def _host_addresses(self) -> frozenset[tuple[str, int]]:
         self._read_interfaces()
@@ -106,6 +118,7 @@ class LocalView:
             changed = self._interfaces is not None and set(interfaces) != set(self._interfaces)
             self._raw, self._interfaces, self._hosts = raw, interfaces, None
             if changed:
+                self._nat = NatReport()
                 self._network_changed()
         return self._interfaces
 

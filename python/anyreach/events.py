@@ -105,6 +105,8 @@ class ExternalAddress(Event):
 class Nat(Event):
     """What is known about the NAT in front of this node changed (RFC 4787 terms).
 
+    That the peers it is known from have left is no change; see :class:`anyreach.NatReport`.
+
     Attributes:
         mapping: ``"none"``, ``"endpoint-independent"``, ``"address-dependent"``,
             ``"address-and-port-dependent"`` or ``"unknown"``.

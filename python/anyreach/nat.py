@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["Behaviour", "NatReport", "classify_mapping"]
+__all__ = ["Behaviour", "NatReport", "classify_mapping", "revised"]
 
 Behaviour = Literal[
     "none",
@@ -31,6 +31,9 @@ Address = tuple[str, int]
 class NatReport:
     """What is known about the NAT in front of a node.
 
+    A verdict stays when the peers it came from leave, until others contradict it or the addresses
+    of the host change: what a NAT does does not depend on who is connected.
+
     Attributes:
         mapping: ``"none"`` when peers see an address of this machine itself;
             ``"endpoint-independent"`` when several peers see the same address and port;
@@ -39,12 +42,16 @@ class NatReport:
             ``"address-dependent"`` when only peers at different addresses see different ports;
             ``"unknown"`` before two peers have reported.
         filtering: ``"unknown"``: observations tell how packets leave, not which ones are let in.
-        external_addresses: ``ip:port`` addresses enough peers agree on, best supported first.
+        external_addresses: ``ip:port`` addresses the connected peers see this node at, or saw it at
+            before the last of them left: first those that peers in several networks agree on, then
+            by how many report them. One peer can report anything.
+        observers: how many peers report each of ``external_addresses``.
     """
 
     mapping: Behaviour = "unknown"
     filtering: Behaviour = "unknown"
     external_addresses: tuple[str, ...] = ()
+    observers: tuple[int, ...] = ()
 
 
 def classify_mapping(
@@ -76,6 +83,23 @@ def classify_mapping(
         "endpoint-independent",
     )
     return next((v for v in order if v in verdicts), "unknown")
+
+
+def revised(before: Behaviour, verdict: Behaviour, *, vouched: bool) -> Behaviour:
+    """What to believe now if the peers connected now alone would justify ``verdict``.
+
+    Args:
+        before: what was believed so far.
+        verdict: from :func:`classify_mapping`, with at least one report.
+        vouched: whether somebody outside the local network sees an address of this machine
+            itself.
+    """
+    if verdict == "unknown":
+        # Too few to tell which NAT, but they see some other address than one of ours.
+        return "unknown" if before == "none" else before
+    if verdict == "none" and before != "unknown" and not vouched:
+        return before  # neighbours see our own address whatever NAT is at the edge
+    return verdict
 
 
 def _family_mapping(observations: Sequence[tuple[Address, Address]]) -> Behaviour:

@@ -183,7 +183,8 @@ class Node:
 
     @property
     def nat(self) -> NatReport:
-        """What the connected peers' reports say about a NAT in front of this node."""
+        """What peers' reports say about a NAT in front of this node; the last known report where
+        the peers connected now say nothing new."""
         return self._open().local.nat()
 
     # Connections

@@ -6,9 +6,10 @@ import asyncio
 import json
 import time
 
+from anyreach import NatReport
 from anyreach.events import Connected, Disconnected, Event, ExternalAddress, Nat, Ready
 
-from .support import DUAL, V4, Watch, at, nodes, port_of, soon
+from .support import DUAL, V4, Watch, at, nodes, port_of, soon, until
 
 
 async def test_a_connection_from_beginning_to_end() -> None:
@@ -51,12 +52,13 @@ async def test_both_sides_learn_their_external_address() -> None:
             assert seen == ExternalAddress(f"127.0.0.1:{port_of(node)}", observers=1)
             assert await watch.next(Nat) == Nat(mapping="none", filtering="unknown")
             assert node.nat.external_addresses == (seen.address,)
+            assert node.nat.observers == (1,)
 
 
 async def test_an_address_is_believed_when_peers_of_two_networks_agree() -> None:
-    observers = [{"bind_addr": f"127.{net}.0.1:0", "ip_mode": "v4"} for net in (1, 2)]
+    observers = [{"bind_addr": f"127.{net}.0.1:0", "ip_mode": "v4"} for net in (1, 2, 3)]
     wildcard = {"bind_addr": "0.0.0.0:0", "ip_mode": "v4"}
-    async with nodes(wildcard, *observers) as (node, first, second):
+    async with nodes(wildcard, *observers) as (node, first, second, third):
         watch = Watch(node)
         await node.connect(at(first, "127.1.0.1"))
         here = f"127.0.0.1:{port_of(node)}"
@@ -66,11 +68,17 @@ async def test_an_address_is_believed_when_peers_of_two_networks_agree() -> None
         await node.connect(at(second, "127.2.0.1"))
         assert await watch.next(ExternalAddress) == ExternalAddress(here, 2)
         assert node.metrics().candidates_total["observed", "believed"] == 1
-        # Nobody reports it any more once both are gone.
+        assert node.nat == NatReport("none", "unknown", (here,), (2,))
+        # That both leave says nothing about a NAT; but nobody vouches for the address any more.
         await first.close()
         await second.close()
-        await watch.next(Nat, mapping="unknown")
-        assert node.nat.external_addresses == ()
+        for _ in range(2):
+            await watch.next(Disconnected)
+        await until(lambda: not node._open().local.observed.observations())
+        await node.connect(at(third, "127.3.0.1"))
+        assert await watch.next(ExternalAddress) == ExternalAddress(here, 1)
+        assert sum(isinstance(event, Nat) for event in watch.seen) == 1
+        assert node.nat == NatReport("none", "unknown", (here,), (1,))
 
 
 async def test_events_are_json_with_the_documented_names() -> None:

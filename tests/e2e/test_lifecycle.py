@@ -218,7 +218,7 @@ async def test_incoming_connections_wait_until_taken() -> None:
 async def test_a_slow_subscriber_loses_the_oldest_events() -> None:
     async with nodes(V4, V4) as (server, client):
         lazy, keen = Watch(server), Watch(server)
-        for _ in range(EVENT_BACKLOG // 4):  # each makes at least four events
+        for _ in range(EVENT_BACKLOG // 2):  # each makes more than two events
             connection = await client.connect(at(server, "127.0.0.1"))
             await keen.next(Connected)
             connection.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anyreach.nat import Behaviour, NatReport, classify_mapping
+from anyreach.nat import Behaviour, NatReport, classify_mapping, revised
 
 HOST = {("192.168.1.5", 9000), ("2001:db8::5", 9000)}
 A, A2 = ("203.0.113.1", 9000), ("203.0.113.1", 9001)
@@ -56,3 +56,27 @@ def test_mapping(observations: list[Observation], mapping: Behaviour) -> None:
 
 def test_an_empty_report_claims_nothing() -> None:
     assert NatReport() == NatReport("unknown", "unknown", ())
+
+
+@pytest.mark.parametrize(
+    ("before", "verdict", "vouched", "after"),
+    [
+        # Better evidence always counts.
+        ("unknown", "none", False, "none"),
+        ("none", "endpoint-independent", False, "endpoint-independent"),
+        ("endpoint-independent", "address-dependent", True, "address-dependent"),
+        # Too few peers to tell: what more of them told before stands,
+        ("endpoint-independent", "unknown", False, "endpoint-independent"),
+        ("address-and-port-dependent", "unknown", False, "address-and-port-dependent"),
+        # but there is a NAT where none was seen.
+        ("none", "unknown", False, "unknown"),
+        # Neighbours do not see the NAT; those outside would.
+        ("endpoint-independent", "none", False, "endpoint-independent"),
+        ("endpoint-independent", "none", True, "none"),
+        ("none", "none", False, "none"),
+    ],
+)
+def test_what_stands_against_new_reports(
+    before: Behaviour, verdict: Behaviour, vouched: bool, after: Behaviour
+) -> None:
+    assert revised(before, verdict, vouched=vouched) == after

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from anyreach import Node, P2pConfig
+from anyreach import NatReport, Node, P2pConfig, _core, _local
 from anyreach.events import Connected, Disconnected, Event, ExternalAddress, PathChanged, Ready
 from anyreach.peer import PeerId
 
@@ -137,7 +137,31 @@ async def test_an_address_stays_while_a_second_connection_reports_it(
         running._handle(event)
     assert node.nat.external_addresses == ("203.0.113.9:4000",)
     running._handle(("disconnected", new, "closed", 0, ""))
-    assert not node.nat.external_addresses
+    assert "203.0.113.9:4000" not in [str(a) for a in node.ticket().addresses]
+    assert node.nat.external_addresses == ("203.0.113.9:4000",)  # as it was when last seen
+
+
+async def test_the_last_report_about_a_nat_stands_until_the_network_changes(
+    node: Node, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interfaces = [("lo", "127.0.0.1", 8), ("eth0", "192.0.2.5", 24)]
+    monkeypatch.setattr(_core, "interface_addresses", lambda: list(interfaces))
+    monkeypatch.setattr(_local, "_FRESH_SECONDS", 0.0)
+    peers = [
+        FakeConnection(id=i, peer_id=bytes([i]) * 32, route=[FakePath(0, (f"203.0.{i}.1", 9000))])
+        for i in (101, 102)
+    ]
+    for peer in peers:
+        running._handle(("connected", peer))
+        running._handle(("observed", peer, 0, "198.51.100.9", 4000, 0.01))
+    told = node.nat
+    assert told.mapping == "endpoint-independent"
+    assert told.observers == (2,)
+    for peer in peers:
+        running._handle(("disconnected", peer, "closed", 0, ""))
+        assert node.nat.mapping == told.mapping
+    interfaces[1] = ("wlan0", "192.0.2.77", 24)
+    assert node.nat == NatReport()
 
 
 async def test_a_flood_of_events_leaves_the_loop_its_turns(
