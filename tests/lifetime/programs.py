@@ -145,11 +145,14 @@ async def fork_frees_the_port() -> None:
     endpoints = make_endpoint(), make_endpoint()
     near = await dial(endpoints[0], address_of(endpoints[1]))
     reading, writing = os.pipe()
+    started, starting = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(starting, b"!")  # the handlers of the fork have run
         os.close(writing)
         os.read(reading, 1)  # until the parent has checked
         os._exit(0)
+    assert os.read(started, 1) == b"!"
     try:
         far = await accept(endpoints[1])
         stream = await near.open_stream()
