@@ -11,6 +11,21 @@ use crate::TapFactory;
 /// candidates at a time and a change of network take the rest.
 const MAX_PATHS: u32 = 8;
 
+/// A relay that has not answered for this long is gone: two keep-alives and some time for the
+/// second to be repeated.
+const HTTP_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Keep-alive towards a relay: below the shortest NAT timers seen in the field (20 to 30 s), and
+/// within RFC 8085 section 3.5 together with what an active tunnel sends anyway.
+const HTTP_KEEP_ALIVE: Duration = Duration::from_secs(14);
+
+/// Unidirectional streams of a relay's HTTP/3: control, two of QPACK, and one of an extension.
+const HTTP_UNI_STREAMS: u32 = 4;
+
+/// Bytes of datagrams that may wait for an outer connection: 10 ms of 100 Mbit/s. Congestion
+/// control inside must see loss, not delay.
+const HTTP_DATAGRAM_QUEUE: usize = 128 << 10;
+
 /// Settings of an endpoint. The defaults, with their reasons, are those of the Python
 /// configuration; here every field is given.
 #[derive(Clone)]
@@ -47,6 +62,9 @@ pub struct EndpointConfig {
     pub key_log: bool,
     /// Name and version of the software, told to peers.
     pub agent: String,
+    /// Take HTTP/3 connections as well; they come out of
+    /// [`Endpoint::accept_http`](crate::Endpoint::accept_http).
+    pub serve_h3: bool,
     /// Rewrites packets at the packet-protection boundary.
     pub tap: Option<TapFactory>,
 }
@@ -71,6 +89,7 @@ impl EndpointConfig {
             max_connections: 1024,
             key_log: false,
             agent: String::new(),
+            serve_h3: false,
             tap: None,
         }
     }
@@ -96,6 +115,24 @@ impl EndpointConfig {
             .send_observed_address_reports(true)
             .receive_observed_address_reports(true)
             .max_concurrent_multipath_paths(MAX_PATHS);
+        Arc::new(transport)
+    }
+
+    /// The same for the side that dials a relay by HTTP/3. What runs inside its datagrams has its
+    /// own windows and paths.
+    pub(crate) fn http_transport(&self) -> Arc<TransportConfig> {
+        let mut transport = TransportConfig::default();
+        let idle =
+            IdleTimeout::try_from(HTTP_IDLE_TIMEOUT).unwrap_or(IdleTimeout::from(VarInt::MAX));
+        transport
+            .max_idle_timeout(Some(idle))
+            .keep_alive_interval(Some(HTTP_KEEP_ALIVE))
+            .max_concurrent_bidi_streams(0u32.into())
+            .max_concurrent_uni_streams(HTTP_UNI_STREAMS.into())
+            .datagram_receive_buffer_size(Some(self.datagram_buffer))
+            .datagram_send_buffer_size(HTTP_DATAGRAM_QUEUE)
+            .send_observed_address_reports(true)
+            .receive_observed_address_reports(true);
         Arc::new(transport)
     }
 }

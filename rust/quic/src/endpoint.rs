@@ -2,6 +2,7 @@
 
 mod admission;
 mod dial;
+mod http;
 mod supervise;
 
 use std::{
@@ -21,7 +22,8 @@ use noq_proto::HashedConnectionIdGenerator;
 use tokio::sync::Notify;
 
 use self::admission::Admission;
-pub use self::dial::DialOutcome;
+use self::http::HttpArrivals;
+pub use self::{dial::DialOutcome, http::HttpConnection};
 use crate::{
     Connection, EndpointConfig, Event, Identity, PeerId,
     arrivals::Arrivals,
@@ -87,6 +89,9 @@ impl Drop for CloseOnDrop {
 struct Inner {
     engine: noq::Endpoint,
     client: noq::ClientConfig,
+    /// For HTTP/3 to other nodes.
+    http_client: noq::ClientConfig,
+    http_arrivals: HttpArrivals,
     identity: Arc<Identity>,
     config: EndpointConfig,
     mode: IpMode,
@@ -139,13 +144,20 @@ impl Endpoint {
         let socket = NodeSocket::new(bound)?;
         let (mux, socket_counters) = (socket.handle(), socket.counters());
 
-        let session = tls::session_config(&identity, config.key_log, config.tap.clone())?;
+        let session = tls::session_config(
+            &identity,
+            config.key_log,
+            config.serve_h3,
+            config.tap.clone(),
+        )?;
         // Not the engine's own choice of key: its generator is not reseeded in a forked child.
         let token_key = Arc::new(TokenKey::new(&random()?));
         let mut server = noq::ServerConfig::new(Arc::new(session.clone()), token_key);
         server
             .transport_config(config.transport(false))
             .max_incoming(admission::MAX_WAITING);
+        let mut http_client = noq::ClientConfig::new(Arc::new(session.dialing_h3()));
+        http_client.token_store(Arc::new(NoneTokenStore));
         let mut client = noq::ClientConfig::new(Arc::new(session));
         client
             .transport_config(config.transport(true))
@@ -163,6 +175,8 @@ impl Endpoint {
         let inner = Inner {
             engine,
             client,
+            http_client,
+            http_arrivals: HttpArrivals::default(),
             registry: Mutex::new(registry),
             registry_changed: Notify::new(),
             admission: Arc::new(Admission::new(config.max_connections)),
@@ -272,6 +286,7 @@ impl Endpoint {
             .fetch_max(patience.as_millis() as u64, Ordering::Relaxed);
         self.0.engine.close(VarInt::from_u32(code), reason);
         self.0.arrivals.close();
+        self.0.http_arrivals.close();
     }
 
     /// Closes the endpoint, if [`close`](Self::close) has not, and waits until the peers know, for
@@ -311,13 +326,9 @@ impl Endpoint {
         self.0.next_key.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Reads off a finished handshake who the peer is and how the keys were made.
-    fn authenticate(
-        &self,
-        engine: noq::Connection,
-        outbound: bool,
-        started: Instant,
-    ) -> Result<Connection, DialError> {
+    /// Reads off a finished handshake who the peer is and how the keys were made. Closes the
+    /// connection if that is not as it must be.
+    fn identify(&self, engine: &noq::Connection) -> Result<Identified, DialError> {
         let public_key = engine
             .peer_identity()
             .and_then(|identity| {
@@ -327,9 +338,11 @@ impl Endpoint {
             })
             .and_then(|chain| chain.first().map(|spki| spki.to_vec()))
             .unwrap_or_default();
-        let group = engine
+        let info = engine
             .handshake_data()
-            .and_then(|data| data.downcast::<HandshakeInfo>().ok())
+            .and_then(|data| data.downcast::<HandshakeInfo>().ok());
+        let group = info
+            .as_ref()
             .and_then(|info| info.group)
             .filter(|group| tls::KEY_EXCHANGE_GROUPS.contains(group));
         // Both were checked during the handshake already; nothing passes here by default.
@@ -347,6 +360,25 @@ impl Endpoint {
                 "the keys were made without ML-KEM-768",
             ));
         };
+        Ok(Identified {
+            peer_id,
+            public_key,
+            group,
+        })
+    }
+
+    /// A connection between nodes out of a finished handshake.
+    fn authenticate(
+        &self,
+        engine: noq::Connection,
+        outbound: bool,
+        started: Instant,
+    ) -> Result<Connection, DialError> {
+        let Identified {
+            peer_id,
+            public_key,
+            group,
+        } = self.identify(&engine)?;
         let handshake = Handshake {
             engine,
             peer_id,
@@ -357,6 +389,21 @@ impl Endpoint {
         };
         Ok(Connection::new(self.next_key(), handshake))
     }
+}
+
+/// What a handshake has proved.
+struct Identified {
+    peer_id: PeerId,
+    public_key: Vec<u8>,
+    group: &'static str,
+}
+
+/// Whether HTTP/3 was negotiated.
+fn is_http(engine: &noq::Connection) -> bool {
+    engine
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeInfo>().ok())
+        .is_some_and(|info| info.h3)
 }
 
 impl fmt::Debug for Endpoint {

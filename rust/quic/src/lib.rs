@@ -22,7 +22,7 @@ pub use anyreach_net::{BindError, IpMode};
 pub use config::EndpointConfig;
 pub use connection::{Connection, PathSnapshot};
 pub use crypto::{PacketTap, SessionConfig, TapFactory, tls};
-pub use endpoint::{DialOutcome, Endpoint, EndpointError};
+pub use endpoint::{DialOutcome, Endpoint, EndpointError, HttpConnection};
 pub use error::{CloseReason, DialError, code};
 pub use events::Event;
 pub use identity::{Identity, IdentityError, PeerId};

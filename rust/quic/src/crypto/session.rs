@@ -23,6 +23,7 @@ use rustls::{
 use super::{
     retry,
     tap::{OneRttKey, PacketTap, TapFactory},
+    tls,
 };
 
 /// QUIC version 1 (RFC 9000); nothing else is spoken.
@@ -33,6 +34,8 @@ const QUIC_V1: u32 = 1;
 pub(crate) struct HandshakeInfo {
     /// Name of the key-exchange group, e.g. `X25519MLKEM768`.
     pub(crate) group: Option<&'static str>,
+    /// Whether HTTP/3 was chosen, and not anyreach.
+    pub(crate) h3: bool,
 }
 
 /// Makes sessions in either role, for the engine's client and server configurations.
@@ -48,6 +51,17 @@ pub struct SessionConfig {
 }
 
 impl SessionConfig {
+    /// The same, but the dialing side asks for HTTP/3. Such connections carry none of our frames.
+    pub fn dialing_h3(&self) -> Self {
+        let mut client = rustls::ClientConfig::clone(&self.client);
+        client.alpn_protocols = vec![tls::ALPN_H3.to_vec()];
+        Self {
+            client: Arc::new(client),
+            tap: None,
+            ..self.clone()
+        }
+    }
+
     fn session(
         &self,
         side: Side,
@@ -175,6 +189,7 @@ impl crypto::Session for Session {
                     .inner
                     .negotiated_key_exchange_group()
                     .and_then(|group| group.name().as_str()),
+                h3: self.inner.alpn_protocol() == Some(tls::ALPN_H3),
             }) as Box<dyn Any>
         })
     }

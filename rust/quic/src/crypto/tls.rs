@@ -26,6 +26,9 @@ use crate::{Identity, PeerId};
 /// The application protocol of connections between nodes.
 pub const ALPN: &[u8] = b"anyreach/1";
 
+/// The application protocol of MASQUE on the same port: HTTP/3 (RFC 9114, section 3.1).
+pub const ALPN_H3: &[u8] = b"h3";
+
 /// The name dialed when any peer is welcome. Otherwise it is the PeerId's text, so that the
 /// verifier knows whom to expect; it never leaves the machine, as SNI is off.
 pub(crate) const ANY_PEER: &str = "any";
@@ -51,12 +54,15 @@ pub fn crypto_provider() -> CryptoProvider {
 pub struct TlsError(String);
 
 /// Builds both roles of TLS for `identity`. The name to dial is the text of the PeerId expected.
+/// With `serve_h3` the accepting side takes HTTP/3 as well; the dialing side always means
+/// anyreach, see [`SessionConfig::dialing_h3`].
 ///
 /// # Errors
 /// [`TlsError`], which would be a fault of ours.
 pub fn session_config(
     identity: &Identity,
     key_log: bool,
+    serve_h3: bool,
     tap: Option<TapFactory>,
 ) -> Result<SessionConfig, TlsError> {
     let failed = |error: rustls::Error| TlsError(error.to_string());
@@ -87,6 +93,9 @@ pub fn session_config(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
     server.alpn_protocols = vec![ALPN.to_vec()];
+    if serve_h3 {
+        server.alpn_protocols.push(ALPN_H3.to_vec());
+    }
     server.send_tls13_tickets = 0;
 
     if key_log {

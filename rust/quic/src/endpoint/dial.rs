@@ -180,6 +180,19 @@ impl Endpoint {
     ) -> Result<Connection, DialError> {
         let started = Instant::now();
         let name = expected.map_or_else(|| tls::ANY_PEER.to_owned(), |peer| peer.to_string());
+        let engine = self
+            .connect_engine(self.0.client.clone(), addr, &name)
+            .await?;
+        self.authenticate(engine, true, started)
+    }
+
+    /// One handshake with whatever `client` speaks; fails early if the system has no route.
+    pub(super) async fn connect_engine(
+        &self,
+        client: noq::ClientConfig,
+        addr: SocketAddr,
+        name: &str,
+    ) -> Result<noq::Connection, DialError> {
         let unreachable = self
             .0
             .socket
@@ -188,16 +201,15 @@ impl Endpoint {
         let connecting = self
             .0
             .engine
-            .connect_with(self.0.client.clone(), addr, &name)
+            .connect_with(client, addr, name)
             .map_err(DialError::from_connect)?;
-        let engine = tokio::select! {
-            connected = connecting => connected.map_err(DialError::from_handshake)?,
+        tokio::select! {
+            connected = connecting => connected.map_err(DialError::from_handshake),
             () = unreachable.reported() => {
                 let detail = format!("the system has no route to {addr}");
-                return Err(DialError::new("unreachable", detail));
+                Err(DialError::new("unreachable", detail))
             }
-        };
-        self.authenticate(engine, true, started)
+        }
     }
 
     async fn say_hello(

@@ -9,6 +9,7 @@ use noq::{ConnectionError, Incoming, PathEvent, PathId};
 use super::{
     Endpoint,
     admission::{Permit, Verdict},
+    is_http,
 };
 use crate::{
     Connection, code,
@@ -60,6 +61,12 @@ impl Drop for Unsettled<'_> {
     }
 }
 
+/// What an incoming connection turned out to be.
+enum Arrived {
+    Node(Established),
+    Http(noq::Connection),
+}
+
 /// Why an incoming connection came to nothing.
 enum Refusal {
     Handshake(ConnectionError),
@@ -95,7 +102,11 @@ impl Endpoint {
     async fn welcome(self, incoming: Incoming, mut permit: Permit) {
         let remote = incoming.remote_address();
         let refusal = match self.greet(incoming, &mut permit).await {
-            Ok(established) => {
+            Ok(Arrived::Http(engine)) => {
+                self.http_arrived(engine, permit);
+                return;
+            }
+            Ok(Arrived::Node(established)) => {
                 self.0.arrivals.push(established.connection.clone());
                 self.establish(established, Some(permit));
                 return;
@@ -114,7 +125,7 @@ impl Endpoint {
     }
 
     /// Handshake, hello and answer on the accepting side, all within the handshake timeout.
-    async fn greet(&self, incoming: Incoming, permit: &mut Permit) -> Result<Established, Refusal> {
+    async fn greet(&self, incoming: Incoming, permit: &mut Permit) -> Result<Arrived, Refusal> {
         let started = Instant::now();
         let deadline = started + self.0.config.handshake_timeout;
         let connecting = incoming.accept().map_err(Refusal::Handshake)?;
@@ -123,6 +134,9 @@ impl Endpoint {
             .map_err(|_| Refusal::Late)?
             .map_err(Refusal::Handshake)?;
         permit.proved();
+        if is_http(&engine) {
+            return Ok(Arrived::Http(engine));
+        }
         let connection = self
             .authenticate(engine, false, started)
             .map_err(|_| Refusal::Handshake(ConnectionError::LocallyClosed))?;
@@ -169,10 +183,10 @@ impl Endpoint {
         unsettled.settle();
         self.registry()
             .settled(connection.peer_id(), connection.id());
-        Ok(Established {
+        Ok(Arrived::Node(Established {
             connection,
             control,
-        })
+        }))
     }
 
     pub(super) fn establish(&self, established: Established, permit: Option<Permit>) {

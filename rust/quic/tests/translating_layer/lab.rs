@@ -86,7 +86,7 @@ impl End {
             wiretap
         });
         let identity = Identity::generate().unwrap();
-        let session = tls::session_config(&identity, false, Some(tap)).unwrap();
+        let session = tls::session_config(&identity, false, false, Some(tap)).unwrap();
         let mut transport = TransportConfig::default();
         transport
             .send_observed_address_reports(true)
