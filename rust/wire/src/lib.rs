@@ -7,6 +7,9 @@
 //! panics, and nothing is reserved on the word of a length field.
 
 pub mod address;
+pub mod bound;
+pub mod capsule;
+pub mod context;
 pub mod control;
 pub mod frames;
 pub mod observed;
