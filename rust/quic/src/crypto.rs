@@ -1,6 +1,7 @@
 //! The cryptographic side of a connection: TLS configuration, the session the engine
 //! drives, and the place where packets can be seen in clear.
 
+pub mod https;
 mod retry;
 mod session;
 mod tap;

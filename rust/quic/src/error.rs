@@ -2,7 +2,7 @@
 
 use anyreach_net::canonical;
 use noq::{ConnectError, ConnectionError, TransportErrorCode};
-use rustls::{CertificateError, PeerIncompatible};
+use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
 use crate::{PeerId, crypto::tls::WrongPeer};
 
@@ -113,12 +113,20 @@ impl DialError {
 
     /// We refused the peer.
     fn from_our_tls(error: &noq_proto::TransportError) -> Self {
-        let tls = error
+        match error
             .crypto
             .as_ref()
-            .and_then(|cause| cause.downcast_ref::<rustls::Error>());
-        match tls {
-            Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
+            .and_then(|cause| cause.downcast_ref::<rustls::Error>())
+        {
+            Some(tls) => Self::from_tls(tls),
+            None => Self::new("protocol", format!("the peer broke the protocol: {error}")),
+        }
+    }
+
+    /// Why a TLS handshake failed, over QUIC or TCP.
+    pub fn from_tls(error: &rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
                 if let Some(wrong) = other.0.downcast_ref::<WrongPeer>() {
                     return Self {
                         actual: Some(wrong.actual),
@@ -127,21 +135,30 @@ impl DialError {
                 }
                 Self::new("tls", other.0.to_string())
             }
-            Some(rustls::Error::InvalidCertificate(CertificateError::BadEncoding)) => Self::new(
+            rustls::Error::InvalidCertificate(CertificateError::BadEncoding) => Self::new(
                 "tls",
                 "the peer's key is not an ML-DSA-65 raw public key; it is no anyreach node",
             ),
-            Some(rustls::Error::PeerIncompatible(
+            rustls::Error::PeerIncompatible(
                 PeerIncompatible::NoKxGroupsInCommon
                 | PeerIncompatible::KeyShareExtensionRequired
                 | PeerIncompatible::NamedGroupsExtensionRequired,
-            )) => Self::key_exchange(),
-            Some(rustls::Error::PeerIncompatible(
+            ) => Self::key_exchange(),
+            rustls::Error::PeerIncompatible(
                 PeerIncompatible::IncorrectCertificateTypeExtension
                 | PeerIncompatible::UnsolicitedCertificateTypeExtension,
-            )) => Self::no_raw_keys(),
-            Some(other) => Self::new("tls", format!("the TLS handshake failed: {other}")),
-            None => Self::new("protocol", format!("the peer broke the protocol: {error}")),
+            ) => Self::no_raw_keys(),
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => {
+                Self::key_exchange()
+            }
+            rustls::Error::AlertReceived(AlertDescription::UnsupportedCertificate) => {
+                Self::no_raw_keys()
+            }
+            rustls::Error::AlertReceived(alert) => Self::new(
+                "tls",
+                format!("the peer ended the TLS handshake: {alert:?}"),
+            ),
+            other => Self::new("tls", format!("the TLS handshake failed: {other}")),
         }
     }
 

@@ -6,7 +6,7 @@ use aws_lc_rs::{
     digest,
     encoding::AsDer,
     hkdf,
-    signature::{KeyPair, ML_DSA_65_SIGNING, PqdsaKeyPair},
+    signature::{KeyPair, ML_DSA_65, ML_DSA_65_SIGNING, PqdsaKeyPair, UnparsedPublicKey},
 };
 use rustls::{
     SignatureScheme,
@@ -21,7 +21,9 @@ const SPKI_PREFIX: [u8; 22] = [
     0x12, 0x03, 0x82, 0x07, 0xa1, 0x00,
 ];
 /// Length of an ML-DSA-65 public key (FIPS 204, table 2).
-const PUBLIC_KEY_LEN: usize = 1952;
+pub const PUBLIC_KEY_LEN: usize = 1952;
+/// Length of an ML-DSA-65 signature (FIPS 204, table 2).
+pub const SIGNATURE_LEN: usize = 3309;
 /// Length of the DER SubjectPublicKeyInfo of an ML-DSA-65 key.
 pub(crate) const SPKI_LEN: usize = SPKI_PREFIX.len() + PUBLIC_KEY_LEN;
 
@@ -40,6 +42,18 @@ impl PeerId {
             Self(id)
         })
     }
+}
+
+/// Who signed `message`, if the signature of [`Identity::sign`] is that of the raw ML-DSA-65
+/// public key (1952 bytes, the last bytes of [`Identity::public_key`]).
+pub fn verify_signed(public_key: &[u8], message: &[u8], signature: &[u8]) -> Option<PeerId> {
+    if public_key.len() != PUBLIC_KEY_LEN {
+        return None;
+    }
+    UnparsedPublicKey::new(&ML_DSA_65, public_key)
+        .verify(message, signature)
+        .ok()?;
+    PeerId::from_spki(&[&SPKI_PREFIX, public_key].concat())
 }
 
 impl fmt::Display for PeerId {
@@ -145,6 +159,20 @@ impl Identity {
         self.peer_id
     }
 
+    /// Signs `message` (ML-DSA-65, FIPS 204, empty context string), for a statement that is no TLS
+    /// handshake. `message` must start with a text that says what kind of statement it is, so that
+    /// it can never be taken for one of another kind.
+    ///
+    /// # Errors
+    /// [`IdentityError::Generation`] if the system gives no randomness.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, IdentityError> {
+        self.signing_key
+            .choose_scheme(&[SignatureScheme::ML_DSA_65])
+            .ok_or(IdentityError::NotMlDsa65)?
+            .sign(message)
+            .map_err(|_| IdentityError::Generation)
+    }
+
     pub(crate) fn signing_key(&self) -> Arc<dyn SigningKey> {
         self.signing_key.clone()
     }
@@ -210,6 +238,25 @@ mod tests {
         let mut other_algorithm = spki;
         other_algorithm[16] = 0x11;
         assert_eq!(PeerId::from_spki(&other_algorithm), None);
+    }
+
+    #[test]
+    fn a_signature_tells_who_signed() {
+        let signer = Identity::generate().unwrap();
+        let message = b"a kind of statement\0and what it says";
+        let signature = signer.sign(message).unwrap();
+        assert_eq!(signature.len(), SIGNATURE_LEN);
+        let key = &signer.public_key()[SPKI_LEN - PUBLIC_KEY_LEN..];
+        assert_eq!(
+            verify_signed(key, message, &signature),
+            Some(signer.peer_id())
+        );
+        assert_eq!(verify_signed(key, b"something else", &signature), None);
+        assert_eq!(verify_signed(&key[1..], message, &signature), None);
+        assert_eq!(verify_signed(key, message, &signature[1..]), None);
+        let other = Identity::generate().unwrap();
+        let key = &other.public_key()[SPKI_LEN - PUBLIC_KEY_LEN..];
+        assert_eq!(verify_signed(key, message, &signature), None);
     }
 
     #[test]

@@ -65,6 +65,32 @@ pub fn session_config(
     serve_h3: bool,
     tap: Option<TapFactory>,
 ) -> Result<SessionConfig, TlsError> {
+    let mut accepted = vec![ALPN.to_vec()];
+    if serve_h3 {
+        accepted.push(ALPN_H3.to_vec());
+    }
+    let (client, server) = raw_key_configs(identity, ALPN, accepted, key_log)?;
+    let server = Arc::new(server);
+    let stock_server = noq_proto::crypto::rustls::QuicServerConfig::try_from(server.clone())
+        .map_err(|error| TlsError(error.to_string()))?;
+    Ok(SessionConfig {
+        client: Arc::new(client),
+        server,
+        stock_server: Arc::new(stock_server),
+        initial_suite: initial_suite(&crypto_provider())
+            .ok_or_else(|| TlsError("no TLS_AES_128_GCM_SHA256".into()))?,
+        tap,
+    })
+}
+
+/// TLS 1.3 with raw public keys in both roles, for QUIC or TCP, with the application protocol to
+/// dial and those to accept.
+pub(super) fn raw_key_configs(
+    identity: &Identity,
+    dialed: &[u8],
+    accepted: Vec<Vec<u8>>,
+    key_log: bool,
+) -> Result<(rustls::ClientConfig, rustls::ServerConfig), TlsError> {
     let failed = |error: rustls::Error| TlsError(error.to_string());
     let provider = Arc::new(crypto_provider());
     let certified = Arc::new(CertifiedKey::new(
@@ -83,37 +109,23 @@ pub fn session_config(
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
             certified.clone(),
         )));
-    client.alpn_protocols = vec![ALPN.to_vec()];
+    client.alpn_protocols = vec![dialed.to_vec()];
     client.enable_sni = false;
     client.resumption = Resumption::disabled();
 
-    let mut server = rustls::ServerConfig::builder_with_provider(provider.clone())
+    let mut server = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(failed)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
-    server.alpn_protocols = vec![ALPN.to_vec()];
-    if serve_h3 {
-        server.alpn_protocols.push(ALPN_H3.to_vec());
-    }
+    server.alpn_protocols = accepted;
     server.send_tls13_tickets = 0;
 
     if key_log {
         client.key_log = Arc::new(rustls::KeyLogFile::new());
         server.key_log = Arc::new(rustls::KeyLogFile::new());
     }
-
-    let server = Arc::new(server);
-    let stock_server = noq_proto::crypto::rustls::QuicServerConfig::try_from(server.clone())
-        .map_err(|error| TlsError(error.to_string()))?;
-    Ok(SessionConfig {
-        client: Arc::new(client),
-        server,
-        stock_server: Arc::new(stock_server),
-        initial_suite: initial_suite(&provider)
-            .ok_or_else(|| TlsError("no TLS_AES_128_GCM_SHA256".into()))?,
-        tap,
-    })
+    Ok((client, server))
 }
 
 fn initial_suite(provider: &CryptoProvider) -> Option<Suite> {
