@@ -35,6 +35,7 @@ mod sender;
 mod socket;
 pub mod synthetic;
 mod tunnel;
+mod udp;
 mod unreachable;
 pub mod watch;
 
@@ -50,5 +51,6 @@ pub use mux::{
 pub use sender::is_possible_peer;
 pub use socket::NodeSocket;
 pub use synthetic::{SyntheticAddr, is_synthetic};
+pub use udp::UdpPort;
 pub use unreachable::Unreachable;
 pub use watch::{NetworkState, NetworkWatch};
