@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from anyreach.candidates import CandidatePolicy
     from anyreach.identity import Identity
     from anyreach.peer import PeerAddress
+    from anyreach.proxies import ProxyUrl
+    from anyreach.relays import RelayPolicy
 
 __all__ = ["P2pConfigBuilder"]
 
@@ -65,6 +67,66 @@ class P2pConfigBuilder:
     def relay_fallback(self, enabled: bool) -> Self:
         """Whether connections may go through a relay."""
         return self._set("relay_fallback", enabled)
+
+    def direct(self, enabled: bool) -> Self:
+        """Whether direct paths are looked for."""
+        return self._set("direct", enabled)
+
+    def serve_relay(self, enabled: bool) -> Self:
+        """Whether the node relays for others."""
+        return self._set("serve_relay", enabled)
+
+    def relay_reservations(self, number: int) -> Self:
+        """Reservations to hold at relays while the node cannot be reached from outside."""
+        return self._set("relay_reservations", number)
+
+    def relay_quota(self, bytes_per_second: int | str | None) -> Self:
+        """Bytes per second the relay carries for one client; 0 or ``None`` for no limit."""
+        return self._set("relay_quota", bytes_per_second)
+
+    def relay_allow_targets(self, prefixes: Iterable[str]) -> Self:
+        """Prefixes the relay sends to although they are not public; replaces those before."""
+        return self._set("relay_allow_targets", prefixes)
+
+    def allow_anonymous_relay(self, enabled: bool) -> Self:
+        """Whether ordinary HTTP clients may use the relay."""
+        return self._set("allow_anonymous_relay", enabled)
+
+    def tcp(self, address: str | None) -> Self:
+        """Where relay clients without UDP are served: an address, ``"auto"`` or ``None``."""
+        return self._set("tcp", address)
+
+    def https(self, address: str | None) -> Self:
+        """Where ordinary HTTP clients can use the relay; needs a certificate."""
+        return self._set("https", address)
+
+    def cert_file(self, path: str | os.PathLike[str] | None) -> Self:
+        """PEM file with the certificate chain of the ``https`` listener."""
+        return self._set("cert_file", path)
+
+    def key_file(self, path: str | os.PathLike[str] | None) -> Self:
+        """PEM file with the private key of the certificate."""
+        return self._set("key_file", path)
+
+    def https_self_signed(self, enabled: bool) -> Self:
+        """Whether the ``https`` listener makes its own certificate."""
+        return self._set("https_self_signed", enabled)
+
+    def proxy(self, url: str | ProxyUrl | None) -> Self:
+        """HTTP proxy to reach relays through; ``None`` for that of the environment."""
+        return self._set("proxy", url)
+
+    def use_environment_proxy(self, enabled: bool) -> Self:
+        """Whether ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` count."""
+        return self._set("use_environment_proxy", enabled)
+
+    def ca_file(self, path: str | os.PathLike[str] | None) -> Self:
+        """PEM file with more certificate authorities to trust."""
+        return self._set("ca_file", path)
+
+    def allow_tls_inspection(self, enabled: bool) -> Self:
+        """Whether a proxy may end the TLS of the outer hop to a relay."""
+        return self._set("allow_tls_inspection", enabled)
 
     def prefer(self, path: Literal["direct", "fast"]) -> Self:
         """Whether ``connect()`` waits for a direct path or returns with the first."""
@@ -129,6 +191,10 @@ class P2pConfigBuilder:
     def candidate_policy(self, policy: CandidatePolicy) -> Self:
         """What chooses addresses to offer and pairs to try."""
         return self._set("candidate_policy", policy)
+
+    def relay_policy(self, policy: RelayPolicy) -> Self:
+        """What chooses relays to hold reservations at."""
+        return self._set("relay_policy", policy)
 
     def key_log(self, enabled: bool) -> Self:
         """Whether TLS secrets go to the file named by ``SSLKEYLOGFILE``."""

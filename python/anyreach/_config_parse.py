@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -18,6 +19,8 @@ from anyreach.addresses import HostPort, IpMode
 from anyreach.candidates import CandidatePolicy
 from anyreach.errors import ConfigError
 from anyreach.peer import KnownPeer, PeerAddress
+from anyreach.proxies import ProxyUrl
+from anyreach.relays import RelayPolicy
 
 if TYPE_CHECKING:
     from anyreach.identity import Identity
@@ -30,8 +33,12 @@ _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
 _UNITS: Final = {"": 1, "b": 1, "kib": _KIB, "mib": _MIB, "gib": 1024 * _MIB}
 _UNITS_DECIMAL: Final = {"kb": 10**3, "mb": 10**6, "gb": 10**9}
+_RATES: Final = _UNITS | _UNITS_DECIMAL | {"k": 10**3, "m": 10**6, "g": 10**9}
 _SECONDS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", re.ASCII)
+_LEAST_QUOTA: Final = 16 * _KIB
+"""Less than that is no relay: a handshake alone would take seconds."""
+_MOST_QUOTA: Final = 1 << 40
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
@@ -99,6 +106,75 @@ def _identity(field: str, value: Any) -> Identity | Path | None:
         if isinstance(value, Identity):
             return value
     raise ConfigError(field, value, "use the path of a key file, an Identity, or None")
+
+
+def _file(field: str, value: Any) -> Path | None:
+    if value is None:
+        return None
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if isinstance(path, str) and path.strip() and "\0" not in path:
+        return Path(path)
+    raise ConfigError(field, value, "use the path of a PEM file, or None")
+
+
+def _listen(*words: str) -> _Parser:
+    """Parser for an address to listen on, for ``None`` and ``"off"``, and for ``words``."""
+    shown = "".join(f"{word!r}, " for word in words)
+
+    def parse(field: str, value: Any) -> str | None:
+        word = value.strip().lower() if isinstance(value, str) else value
+        if word is None or word == "off":
+            return None
+        if not isinstance(word, str):
+            raise ConfigError(field, value, f'use text like "[::]:443", {shown}or "off"')
+        return word if word in words else _bind_addr(field, value)
+
+    return parse
+
+
+def _quota(field: str, value: Any) -> int:
+    text = value.strip().lower() if isinstance(value, str) else None
+    if value is None or text in ("unlimited", "none"):
+        return 0
+    number = _number(value if text is None else text.removesuffix("/s"), _RATES)
+    if number is None or not (number == 0 or _LEAST_QUOTA <= number <= _MOST_QUOTA):
+        raise ConfigError(
+            field, value, 'use bytes per second from 16384, like "10MB/s", or 0 for no limit'
+        )
+    return int(number)
+
+
+def _prefixes(field: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    elif isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
+        raise ConfigError(field, value, 'use a list of prefixes like "10.0.0.0/8"')
+    return tuple(dict.fromkeys(_prefix(field, entry) for entry in value))
+
+
+def _prefix(field: str, value: Any) -> str:
+    try:
+        if isinstance(value, str):
+            return str(ip_network(value.strip()))
+    except ValueError:
+        pass
+    raise ConfigError(
+        field, value, 'use prefixes like "10.0.0.0/8" or "fd00::/8", without bits beyond the length'
+    )
+
+
+def _proxy(field: str, value: Any) -> ProxyUrl | None:
+    if value is None or isinstance(value, ProxyUrl):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(field, value, "use http://[USER:PASSWORD@]HOST:PORT, or None")
+    return ProxyUrl.parse(value, name=field)
+
+
+def _relay_policy(field: str, value: Any) -> RelayPolicy:
+    if isinstance(value, type) or not isinstance(value, RelayPolicy):
+        raise ConfigError(field, value, "use an object with a decide method")
+    return value
 
 
 def _candidate_policy(field: str, value: Any) -> CandidatePolicy:
@@ -185,6 +261,21 @@ PARSERS: Final[Mapping[str, _Parser]] = {
     "known_peers": _known_peers,
     "identity": _identity,
     "relay_fallback": _bool,
+    "direct": _bool,
+    "serve_relay": _bool,
+    "relay_reservations": _integer(0, 8, "a number"),
+    "relay_quota": _quota,
+    "relay_allow_targets": _prefixes,
+    "allow_anonymous_relay": _bool,
+    "tcp": _listen("auto"),
+    "https": _listen(),
+    "cert_file": _file,
+    "key_file": _file,
+    "https_self_signed": _bool,
+    "proxy": _proxy,
+    "use_environment_proxy": _bool,
+    "ca_file": _file,
+    "allow_tls_inspection": _bool,
     "prefer": _choice("direct", "fast"),
     "direct_grace": _optional(_seconds(0.0, 10.0)),
     "connect_timeout": _seconds(0.05, 3600.0),
@@ -204,6 +295,7 @@ PARSERS: Final[Mapping[str, _Parser]] = {
     "socket_buffer": _integer(64 * _KIB, 1024 * _MIB, "bytes"),
     "max_connections": _integer(1, 65536, "a number"),
     "candidate_policy": _candidate_policy,
+    "relay_policy": _relay_policy,
     "key_log": _bool,
 }
 """The parser of every field of :class:`anyreach.P2pConfig`, in the order of its fields."""
@@ -215,6 +307,8 @@ def plain(value: Any) -> Any:
         return value.value
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, ProxyUrl):
+        return value.url
     if isinstance(value, tuple):
         return [str(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else NOT_PLAIN

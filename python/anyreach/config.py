@@ -15,6 +15,7 @@ from anyreach._config_parse import NOT_PLAIN, PARSERS, parse_field, plain
 from anyreach.addresses import HostPort, IpMode, Scope, SocketAddress
 from anyreach.candidates import CandidatePolicy, DefaultCandidatePolicy
 from anyreach.errors import ConfigError
+from anyreach.relays import DefaultRelayPolicy, RelayPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -22,10 +23,17 @@ if TYPE_CHECKING:
     from anyreach._config_builder import P2pConfigBuilder
     from anyreach.identity import Identity
     from anyreach.peer import KnownPeer, PeerAddress
+    from anyreach.proxies import ProxyUrl
 
 __all__ = ["IpMode", "P2pConfig", "P2pOptions"]
 
 _MIB: Final = 1024 * 1024
+
+_LISTEN: Final = ("bind_addr", "tcp", "https")
+"""Fields that are addresses to listen on."""
+
+_FILES: Final = ("identity", "cert_file", "key_file", "ca_file")
+"""Fields that name files; in a configuration file, relative to its folder."""
 
 
 class P2pOptions(TypedDict, total=False):
@@ -37,6 +45,21 @@ class P2pOptions(TypedDict, total=False):
     known_peers: Iterable[str | PeerAddress]
     identity: Identity | str | os.PathLike[str] | None
     relay_fallback: bool
+    direct: bool
+    serve_relay: bool
+    relay_reservations: int
+    relay_quota: int | str | None
+    relay_allow_targets: Iterable[str]
+    allow_anonymous_relay: bool
+    tcp: str | None
+    https: str | None
+    cert_file: str | os.PathLike[str] | None
+    key_file: str | os.PathLike[str] | None
+    https_self_signed: bool
+    proxy: str | ProxyUrl | None
+    use_environment_proxy: bool
+    ca_file: str | os.PathLike[str] | None
+    allow_tls_inspection: bool
     prefer: Literal["direct", "fast"]
     direct_grace: float | str | None
     connect_timeout: float | str
@@ -53,6 +76,7 @@ class P2pOptions(TypedDict, total=False):
     socket_buffer: int | str
     max_connections: int
     candidate_policy: CandidatePolicy
+    relay_policy: RelayPolicy
     key_log: bool
 
 
@@ -99,6 +123,82 @@ class P2pConfig:
 
     relay_fallback: bool = True
     """Let connections go through a relay when no direct path is found."""
+
+    direct: bool = True
+    """Look for direct paths. Off, everything goes through relays, to diagnose them."""
+
+    serve_relay: bool = True
+    """Relay for other nodes, within the limits below.
+
+    On, because a network in which everybody only takes has no relays. A relay sees ciphertext.
+    """
+
+    relay_reservations: int = 2
+    """Reservations to hold at relays while the node cannot be reached from outside, 0 to 8.
+
+    Two, in distinct networks, so that losing one is not noticed; more only cost keep-alives.
+    """
+
+    relay_quota: int = 4 * _MIB
+    """Bytes per second the relay carries for one client; 0 (or ``None``) for no limit.
+
+    Text like ``"10MB/s"`` works. The default carries a video call or a file without letting one
+    stranger have the line; what is beyond it is dropped, which the connections inside notice.
+    """
+
+    relay_allow_targets: tuple[str, ...] = ()
+    """Prefixes such as ``"10.0.0.0/8"`` that the relay sends to although they are not public.
+
+    Empty, because packets to private, loopback or link-local addresses would let strangers reach
+    what is behind the operator's firewall (RFC 9298 7).
+    """
+
+    allow_anonymous_relay: bool = False
+    """Relay for ordinary HTTP clients without a PeerId on the ``https`` listener, too."""
+
+    tcp: str | None = None
+    """Address and port on which relay clients without UDP are served over TCP.
+
+    ``"auto"`` is address and port number of the UDP socket; if another program has that port, the
+    node goes without. ``None`` or ``"off"``: none. Off by default, because a library must not open
+    ports unasked; ``anyreach node`` takes ``"auto"``.
+    """
+
+    https: str | None = None
+    """Address and port, UDP and TCP, on which ordinary HTTP clients can use the relay, and nodes
+    behind a TLS-inspecting proxy. Needs a certificate."""
+
+    cert_file: Path | None = None
+    """PEM file with the X.509 certificate chain of the ``https`` listener."""
+
+    key_file: Path | None = None
+    """PEM file with the private key of ``cert_file``."""
+
+    https_self_signed: bool = False
+    """Make a certificate for the ``https`` listener at each start, instead of the two files."""
+
+    proxy: ProxyUrl | None = None
+    """HTTP proxy through which relays are reached where nothing else works:
+    ``http://[USER:PASSWORD@]HOST:PORT``. ``None``: as the environment says.
+
+    ``NO_PROXY`` applies to it, too. The password appears in no log, error or ``repr``, but in
+    :meth:`to_dict`.
+    """
+
+    use_environment_proxy: bool = True
+    """Heed ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``; see :mod:`anyreach.proxies`."""
+
+    ca_file: Path | None = None
+    """PEM file with more certificate authorities to trust on the way to proxies and relays with
+    X.509 certificates, as companies have that inspect TLS."""
+
+    allow_tls_inspection: bool = False
+    """Reach relays through a proxy that ends TLS and shows a certificate of ``ca_file``.
+
+    Only this outer hop loses its post-quantum protection and can be watched; connections
+    between nodes inside stay encrypted and authenticated from end to end. Off: such a proxy is
+    refused, with an error that names this option.
+    """
 
     prefer: Literal["direct", "fast"] = "direct"
     """``"direct"``: ``connect()`` waits ``direct_grace`` for a direct path once a relayed one is
@@ -181,6 +281,9 @@ class P2pConfig:
     candidate_policy: CandidatePolicy = DefaultCandidatePolicy()  # noqa: RUF009 (frozen)
     """Chooses addresses to offer and pairs to try; see :mod:`anyreach.candidates`."""
 
+    relay_policy: RelayPolicy = DefaultRelayPolicy()  # noqa: RUF009 (frozen)
+    """Chooses relays to hold reservations at; see :mod:`anyreach.relays`."""
+
     key_log: bool = False
     """Write TLS secrets to the file named by ``SSLKEYLOGFILE``, for packet analysers.
 
@@ -195,7 +298,8 @@ class P2pConfig:
             value = parse_field(spec.name, given.get(spec.name, spec.default))
             object.__setattr__(self, spec.name, value)
         if self.ip_mode is IpMode.IPV4_ONLY:
-            object.__setattr__(self, "bind_addr", _wildcard(self.bind_addr, "::", "0.0.0.0"))
+            for name in _LISTEN:
+                object.__setattr__(self, name, _wildcard(getattr(self, name), "::", "0.0.0.0"))
         _check_together(self)
 
     @staticmethod
@@ -210,7 +314,8 @@ class P2pConfig:
         """From a TOML file whose top-level keys are field names.
 
         Args:
-            path: the file. A relative ``identity`` in it is relative to its folder.
+            path: the file. Files named in it (``identity``, ``cert_file``, ``key_file``,
+                ``ca_file``) are relative to its folder.
             base: values for fields the file does not set; the defaults if ``None``.
 
         Raises:
@@ -224,9 +329,10 @@ class P2pConfig:
                 table = tomllib.load(stream)
         except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8, NUL in the name
             raise ConfigError("config", str(path), f"cannot be read: {error}") from error
-        identity = table.get("identity")
-        if isinstance(identity, str) and identity.strip() and not identity.startswith("~"):
-            table["identity"] = str(file.parent / identity)
+        for name in _FILES:
+            named = table.get(name)
+            if isinstance(named, str) and named.strip() and not named.startswith("~"):
+                table[name] = str(file.parent / named)
         return _over(base, table)
 
     @classmethod
@@ -281,7 +387,7 @@ def _over(base: P2pConfig | None, changes: Mapping[str, Any]) -> P2pConfig:
     values = {} if base is None else {f.name: getattr(base, f.name) for f in fields(base)}
     # The wildcard follows the mode, also back from 0.0.0.0, or a node once IPv4 stays it.
     if base is not None and base.ip_mode is IpMode.IPV4_ONLY and "ip_mode" in changes:
-        values["bind_addr"] = _wildcard(base.bind_addr, "0.0.0.0", "::")
+        values |= {name: _wildcard(values[name], "0.0.0.0", "::") for name in _LISTEN}
     return P2pConfig(**cast("P2pOptions", {**values, **changes}))
 
 
@@ -294,20 +400,22 @@ def _check_name(name: str, value: object, shown: Callable[[str], str] = str) -> 
         raise ConfigError(shown(name), value, f"no such field; did you mean {shown(nearest)}?")
 
 
-def _wildcard(bind_addr: str, old: str, new: str) -> str:
-    """``bind_addr``, on the wildcard ``new`` if it was on the wildcard ``old``."""
-    bound = HostPort.parse(bind_addr, port_zero=True)
-    return str(HostPort(new, bound.port)) if bound.host == old else bind_addr
+def _wildcard(listen: str | None, old: str, new: str) -> str | None:
+    """``listen``, on the wildcard ``new`` if it was on the wildcard ``old``."""
+    if listen is None or listen == "auto":
+        return listen
+    bound = HostPort.parse(listen, port_zero=True)
+    return str(HostPort(new, bound.port)) if bound.host == old else listen
 
 
 def _check_together(config: P2pConfig) -> None:
-    bound = SocketAddress.of(HostPort.parse(config.bind_addr, port_zero=True).host, 0)
-    if not config.ip_mode.allows(bound.ip):
+    for name in _LISTEN:
+        _check_listen(name, getattr(config, name), config.ip_mode)
+    _check_https(config)
+    if not config.direct and not config.relay_fallback:
         raise ConfigError(
-            "bind_addr", config.bind_addr, f"ip_mode is {config.ip_mode.value!r}: use its family"
+            "direct", config.direct, "relay_fallback is off as well: no way would be left"
         )
-    if bound.scope in (Scope.MULTICAST, Scope.RESERVED):
-        raise ConfigError("bind_addr", config.bind_addr, "use an address of this host")
     if config.idle_timeout <= config.keep_alive_interval:
         raise ConfigError(
             "idle_timeout",
@@ -321,3 +429,39 @@ def _check_together(config: P2pConfig) -> None:
             config.receive_window,
             f"use at least stream_receive_window ({config.stream_receive_window})",
         )
+
+
+def _check_listen(field: str, text: str | None, mode: IpMode) -> None:
+    if text is None or text == "auto":
+        return
+    bound = SocketAddress.of(HostPort.parse(text, port_zero=True).host, 0)
+    if not mode.allows(bound.ip):
+        raise ConfigError(field, text, f"ip_mode is {mode.value!r}: use its family")
+    if bound.scope in (Scope.MULTICAST, Scope.RESERVED):
+        raise ConfigError(field, text, "use an address of this host")
+
+
+def _check_https(config: P2pConfig) -> None:
+    """A listener for X.509 clients has exactly one certificate, and one is for such a listener."""
+    named = {
+        "cert_file": config.cert_file,
+        "key_file": config.key_file,
+        "https_self_signed": config.https_self_signed or None,
+    }
+    given = [name for name, value in named.items() if value is not None]
+    if config.https is None:
+        if given:
+            raise ConfigError(given[0], named[given[0]], "it is for https; set its address, too")
+        if config.allow_anonymous_relay:
+            raise ConfigError(
+                "allow_anonymous_relay", True, "ordinary HTTP clients need https; set its address"
+            )
+    elif not given:
+        raise ConfigError(
+            "https", config.https, "it needs cert_file and key_file, or https_self_signed"
+        )
+    elif "https_self_signed" in given and len(given) > 1:
+        raise ConfigError("https_self_signed", True, f"{given[0]} is set; use one of the two")
+    elif len(given) == 1 and given[0] != "https_self_signed":
+        other = "key_file" if given[0] == "cert_file" else "cert_file"
+        raise ConfigError(given[0], str(named[given[0]]), f"set {other} as well")

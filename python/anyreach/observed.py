@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from anyreach.addresses import IpAddress, SocketAddress
     from anyreach.peer import PeerId
 
-__all__ = ["MAX_OBSERVERS", "Observation", "ObservationChange", "ObservedAddresses"]
+__all__ = [
+    "MAX_OBSERVERS",
+    "Observation",
+    "ObservationChange",
+    "ObservedAddresses",
+    "network_of",
+]
 
 _K = TypeVar("_K")
 
@@ -55,7 +61,7 @@ class Observation:
     @property
     def network(self) -> str:
         """The network of the observer: its /16 for IPv4, its /32 for IPv6."""
-        return _network(self.observer_address.ip)
+        return network_of(self.observer_address.ip)
 
     @property
     def counts(self) -> bool:
@@ -235,7 +241,8 @@ def _take(index: dict[_K, dict[_Key, Observation]], entry: _K, key: _Key) -> Non
 
 
 @lru_cache(maxsize=4 * MAX_OBSERVERS)
-def _network(ip: IpAddress) -> str:
+def network_of(ip: IpAddress) -> str:
+    """The network ``ip`` is in, as registries hand them out: its /16 for IPv4, /32 for IPv6."""
     prefix = _PREFIX_V4 if ip.version == 4 else _PREFIX_V6
     packed = ip.packed  # without the zone, which is no part of a network
     return str(ip_network((packed, prefix), strict=False))

@@ -22,7 +22,9 @@ scalars = (
 )
 values = scalars | st.lists(scalars, max_size=4) | st.dictionaries(st.text(), scalars, max_size=2)
 plausible = st.from_regex(
-    r"[0-9]{1,7}(\.[0-9]{1,3})? ?(ms|s|min|h|KiB|MiB|kb|b|GB)?", fullmatch=True
+    r"[0-9]{1,7}(\.[0-9]{1,3})? ?(ms|s|min|h|KiB|MiB|kb|b|GB|MB/s)?"
+    r"|(http://)?(me(:pw)?@)?(a\.example|\[::1\]|10\.0\.0\.1)(:80)?(/8)?|auto|off",
+    fullmatch=True,
 )
 
 

@@ -16,6 +16,8 @@ from anyreach.candidates import DefaultCandidatePolicy
 from anyreach.config import IpMode, P2pConfig, P2pOptions
 from anyreach.errors import AnyreachError, ConfigError
 from anyreach.peer import KnownPeer, PeerAddress, PeerId, Ticket
+from anyreach.proxies import ProxyUrl
+from anyreach.relays import DefaultRelayPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,15 @@ def test_defaults() -> None:
         "allow_ipv4_mapped": True,
         "known_peers": [],
         "relay_fallback": True,
+        "direct": True,
+        "serve_relay": True,
+        "relay_reservations": 2,
+        "relay_quota": 4 * MIB,
+        "relay_allow_targets": [],
+        "allow_anonymous_relay": False,
+        "https_self_signed": False,
+        "use_environment_proxy": True,
+        "allow_tls_inspection": False,
         "prefer": "direct",
         "connect_timeout": 30.0,
         "handshake_timeout": 10.0,
@@ -110,6 +121,21 @@ SAMPLES: dict[str, Any] = {
     "known_peers": (KnownPeer.parse("a.example:1"),),
     "identity": Path("key.pem"),
     "relay_fallback": False,
+    "direct": False,
+    "serve_relay": False,
+    "relay_reservations": 3,
+    "relay_quota": 10_000_000,
+    "relay_allow_targets": ("10.0.0.0/8", "fd00::/8"),
+    "allow_anonymous_relay": True,
+    "tcp": "auto",
+    "https": "127.0.0.1:443",
+    "cert_file": Path("cert.pem"),
+    "key_file": Path("key.pem"),
+    "https_self_signed": True,
+    "proxy": ProxyUrl.parse("http://me:secret@proxy.example:3128"),
+    "use_environment_proxy": False,
+    "ca_file": Path("ca.pem"),
+    "allow_tls_inspection": True,
     "prefer": "fast",
     "direct_grace": 0.5,
     "connect_timeout": 5.0,
@@ -126,24 +152,41 @@ SAMPLES: dict[str, Any] = {
     "socket_buffer": MIB,
     "max_connections": 9,
     "candidate_policy": DefaultCandidatePolicy(),
+    "relay_policy": DefaultRelayPolicy(dwell=1.0),
     "key_log": True,
+}
+
+# Fields that make sense only together with others.
+WITH: dict[str, dict[str, Any]] = {
+    "allow_anonymous_relay": {"https": "[::]:443", "https_self_signed": True},
+    "https": {"https_self_signed": True},
+    "cert_file": {"https": "[::]:443", "key_file": Path("key.pem")},
+    "key_file": {"https": "[::]:443", "cert_file": Path("cert.pem")},
+    "https_self_signed": {"https": "[::]:443"},
 }
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_keyword_builder_and_replace_agree(field: str) -> None:
-    value = SAMPLES[field]
-    config = make({field: value})
-    assert getattr(config, field) == value
+    values = WITH.get(field, {}) | {field: SAMPLES[field]}
+    config = make(values)
+    assert getattr(config, field) == SAMPLES[field]
     builder = P2pConfig.builder()
-    assert getattr(builder, field)(value) is builder
+    for name, value in values.items():
+        assert getattr(builder, name)(value) is builder
     assert builder.build() == config
-    assert change({field: value}) == config
-    assert dataclasses.replace(P2pConfig(), **{field: value}) == config
+    assert change(values) == config
+    assert dataclasses.replace(P2pConfig(), **values) == config
 
 
 def test_plain_form_round_trips_through_json() -> None:
-    config = P2pConfig(**SAMPLES | {"known_peers": [str(ID) + "@[2001:db8::1]:9", "a.example:1"]})
+    together = SAMPLES | {
+        "known_peers": [str(ID) + "@[2001:db8::1]:9", "a.example:1"],
+        "direct": True,
+        "https_self_signed": False,
+        "relay_policy": DefaultRelayPolicy(),
+    }
+    config = P2pConfig(**together)
     again = P2pConfig(**json.loads(json.dumps(config.to_dict())))
     assert again == config
 
@@ -154,6 +197,7 @@ def test_plain_form_leaves_out_what_has_none() -> None:
 
     values = P2pConfig(candidate_policy=Policy()).to_dict()
     assert "candidate_policy" not in values
+    assert "relay_policy" not in values
     assert "identity" not in values
 
 
@@ -183,6 +227,44 @@ BAD: list[tuple[str, object, str]] = [
     ("identity", "a\0b", "path of a key file"),
     ("identity", b"key.pem", "path of a key file"),
     ("relay_fallback", "", "true or false"),
+    ("direct", 0, "true or false"),
+    ("serve_relay", "si", "true or false"),
+    ("relay_reservations", -1, "from 0 to 8"),
+    ("relay_reservations", 9, "from 0 to 8"),
+    ("relay_quota", 16383, "bytes per second from 16384"),
+    ("relay_quota", -1, "0 for no limit"),
+    ("relay_quota", "10Mbit/s", "10MB/s"),
+    ("relay_quota", "fast", "10MB/s"),
+    ("relay_quota", True, "10MB/s"),
+    ("relay_quota", "9" * 15 + "GB", "0 for no limit"),
+    ("relay_allow_targets", None, "list of prefixes"),
+    ("relay_allow_targets", 10, "list of prefixes"),
+    ("relay_allow_targets", ["10.0.0.1/8"], "bits beyond the length"),
+    ("relay_allow_targets", "10.0.0.0/33", "10.0.0.0/8"),
+    ("relay_allow_targets", [10], "10.0.0.0/8"),
+    ("relay_allow_targets", "lan", "10.0.0.0/8"),
+    ("allow_anonymous_relay", "x", "true or false"),
+    ("allow_anonymous_relay", True, "need https"),
+    ("tcp", 443, "'auto'"),
+    ("tcp", True, "'auto'"),
+    ("tcp", "on", "add the port"),
+    ("tcp", "example.org:443", "not a name"),
+    ("tcp", "224.0.0.1:443", "address of this host"),
+    ("https", "auto", "add the port"),
+    ("https", 443, '"off"'),
+    ("https", "[::]:443", "cert_file and key_file"),
+    ("cert_file", "", "PEM file"),
+    ("cert_file", "cert.pem", "is for https"),
+    ("key_file", 1, "PEM file"),
+    ("key_file", "key.pem", "is for https"),
+    ("https_self_signed", 1, "true or false"),
+    ("https_self_signed", True, "is for https"),
+    ("proxy", 3128, "http://"),
+    ("proxy", "", "http://"),
+    ("proxy", "socks5://localhost:1080", "SOCKS proxies are not supported"),
+    ("use_environment_proxy", None, "true or false"),
+    ("ca_file", "a\0b", "PEM file"),
+    ("allow_tls_inspection", "-", "true or false"),
     ("prefer", "slow", "'direct', 'fast'"),
     ("prefer", None, "'direct', 'fast'"),
     ("direct_grace", -0.1, "from 0 to 10"),
@@ -219,6 +301,8 @@ BAD: list[tuple[str, object, str]] = [
     ("max_connections", 0, "a number from 1"),
     ("candidate_policy", None, "gather, offer and pair"),
     ("candidate_policy", DefaultCandidatePolicy, "gather, offer and pair"),
+    ("relay_policy", None, "decide method"),
+    ("relay_policy", DefaultRelayPolicy, "decide method"),
     ("key_log", "perhaps", "true or false"),
 ]
 
@@ -310,6 +394,70 @@ class TestFamilies:
         assert P2pConfig(bind_addr=text).bind_addr == canonical
 
 
+class TestRelaying:
+    @pytest.mark.parametrize(
+        ("value", "quota"),
+        [
+            ("10MB/s", 10_000_000),
+            ("1 MiB/s", MIB),
+            ("512k", 512_000),
+            (65536, 65536),
+            (0, 0),
+            ("0", 0),
+            (None, 0),
+            ("unlimited", 0),
+        ],
+    )
+    def test_quotas(self, value: int | str | None, quota: int) -> None:
+        assert P2pConfig(relay_quota=value).relay_quota == quota
+
+    def test_targets(self) -> None:
+        config = P2pConfig(relay_allow_targets="10.0.0.0/8, FD00::/8 10.0.0.0/8 192.0.2.1")
+        assert config.relay_allow_targets == ("10.0.0.0/8", "fd00::/8", "192.0.2.1/32")
+
+    def test_no_way_at_all(self) -> None:
+        with pytest.raises(ConfigError, match="no way would be left"):
+            P2pConfig(direct=False, relay_fallback=False)
+
+    @pytest.mark.parametrize("text", ["off", " OFF ", None])
+    def test_no_listener(self, text: str | None) -> None:
+        config = P2pConfig(tcp=text, https=text)
+        assert (config.tcp, config.https) == (None, None)
+
+    def test_listeners_follow_the_mode(self) -> None:
+        config = P2pConfig(ip_mode="v4", tcp="[::]:443", https="[::]:8443", https_self_signed=True)
+        assert (config.tcp, config.https) == ("0.0.0.0:443", "0.0.0.0:8443")
+        assert config.replace(ip_mode="dual").tcp == "[::]:443"
+        assert P2pConfig(tcp="Auto", ip_mode="v4").replace(ip_mode="v6").tcp == "auto"
+        with pytest.raises(ConfigError, match="use its family") as caught:
+            P2pConfig(ip_mode="v6", tcp="127.0.0.1:443")
+        assert caught.value.field == "tcp"
+
+    @pytest.mark.parametrize(
+        ("options", "field", "remedy"),
+        [
+            ({"cert_file": "c"}, "cert_file", "set key_file as well"),
+            ({"key_file": "k"}, "key_file", "set cert_file as well"),
+            ({"cert_file": "c", "key_file": "k", "https_self_signed": True},
+             "https_self_signed", "use one of the two"),
+        ],
+    )  # fmt: skip
+    def test_one_certificate(self, options: dict[str, Any], field: str, remedy: str) -> None:
+        with pytest.raises(ConfigError, match=remedy) as caught:
+            make({"https": "[::]:443"} | options)
+        assert caught.value.field == field
+
+    def test_the_password_of_a_proxy_stays_secret(self) -> None:
+        config = P2pConfig(proxy="http://me:s3cret@proxy.example:3128")
+        assert "s3cret" not in repr(config)
+        assert "s3cret" not in str(config)
+        assert config.to_dict()["proxy"] == "http://me:s3cret@proxy.example:3128"
+        with pytest.raises(ConfigError) as caught:
+            P2pConfig(proxy="ftp://me:s3cret@proxy.example:3128")
+        assert "s3cret" not in str(caught.value)
+        assert "s3cret" not in repr(caught.value.value)
+
+
 def test_keep_alive_can_be_off() -> None:
     assert P2pConfig(keep_alive_interval=0, idle_timeout=1).keep_alive_interval == 0
 
@@ -372,6 +520,16 @@ class TestToml:
         for text, path in [("/abs/key", "/abs/key"), ("~/key", "~/key")]:
             file.write_text(f'identity = "{text}"')
             assert P2pConfig.from_toml(file).identity == Path(path)
+
+    def test_files_are_next_to_it(self, tmp_path: Path) -> None:
+        file = tmp_path / "anyreach.toml"
+        file.write_text(
+            'https = "[::]:443"\ncert_file = "c.pem"\nkey_file = "/abs/k.pem"\nca_file = "ca.pem"'
+        )
+        config = P2pConfig.from_toml(file)
+        assert config.cert_file == tmp_path / "c.pem"
+        assert config.key_file == Path("/abs/k.pem")
+        assert config.ca_file == tmp_path / "ca.pem"
 
     def test_base(self, tmp_path: Path) -> None:
         file = tmp_path / "anyreach.toml"
