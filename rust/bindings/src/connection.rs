@@ -107,12 +107,7 @@ impl Connection {
     /// The path the handshake was made on, as it was then; also when the connection has ended.
     #[getter]
     fn first_path(&self) -> Result<Option<PathInfo>, Failure> {
-        Ok(self
-            .inner()?
-            .connection
-            .first_path()
-            .cloned()
-            .map(PathInfo::from))
+        Ok(self.inner()?.connection.first_path().map(PathInfo::from))
     }
 
     /// How often the paths have changed so far.

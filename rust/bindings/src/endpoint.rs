@@ -285,6 +285,7 @@ impl Inner {
                 path_id,
                 address,
                 after,
+                ..
             } => {
                 let (ip, port) = host_and_port(address);
                 (
@@ -300,6 +301,19 @@ impl Inner {
             Event::PathsChanged { connection, reason } => {
                 let connection = self.connections.wrap(connection).paths_changed(reason);
                 ("path", connection, reason).into_pyobject(py)
+            }
+            Event::Reach { connection } => {
+                ("reach", self.connections.wrap(connection)).into_pyobject(py)
+            }
+            Event::Sought {
+                connection,
+                peer,
+                addresses,
+            } => {
+                let connection = self.connections.wrap(connection);
+                let seen_at = addresses.first().copied().map(host_and_port);
+                let (ip, port) = seen_at.unzip();
+                ("sought", connection, peer.0, ip, port).into_pyobject(py)
             }
         }
     }

@@ -1,13 +1,30 @@
 //! The control stream of a connection: the first bidirectional stream of the dialing side.
-//! Here is the exchange of hellos on it; the messages are encoded in `anyreach-wire`.
+//! Here is the exchange of hellos on it and what comes after; the messages are encoded in
+//! `anyreach-wire`.
+
+mod outbox;
+mod searches;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyreach_wire::control::{self, ControlError, Decoder, Hello, Message};
+use bytes::{Buf, Bytes};
 use noq::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
 
-use crate::registry::HelloStamp;
+pub(crate) use self::outbox::Outbox;
+use self::searches::Searches;
+use crate::{
+    PeerId,
+    reach::{FindError, Found, Reach},
+    registry::HelloStamp,
+    throttle::{Pace, Throttle},
+};
 
-/// Bytes read from the control stream at once: several hellos.
-const READ_BYTES: usize = 1024;
+/// Bytes read from the control stream at once: a hello and how the peer can be reached.
+const READ_BYTES: usize = 4096;
 
 /// Why the hellos could not be exchanged.
 #[derive(Debug, thiserror::Error)]
@@ -47,28 +64,112 @@ impl From<WriteError> for HelloError {
     }
 }
 
-/// Both halves of the control stream.
+/// Both halves of the control stream, for the exchange of hellos.
 pub(crate) struct ControlStream {
     send: SendStream,
+    reader: ControlReader,
+}
+
+/// The half that is read.
+pub(crate) struct ControlReader {
     recv: RecvStream,
     decoder: Decoder,
+    /// Looked at and not taken yet.
+    early: Option<Box<Message>>,
+}
+
+/// The half that is written, with what the peer has not taken yet of the message begun.
+pub(crate) struct ControlWriter {
+    send: SendStream,
+    begun: Bytes,
 }
 
 impl ControlStream {
     pub(crate) fn new((send, recv): (SendStream, RecvStream)) -> Self {
-        Self {
-            send,
+        let reader = ControlReader {
             recv,
             decoder: Decoder::new(),
+            early: None,
+        };
+        Self { send, reader }
+    }
+
+    /// What the peer said about itself right behind its hello, if that is here already.
+    pub(crate) fn early_reach(&mut self) -> Option<control::Reach> {
+        self.reader.early_reach()
+    }
+
+    /// For what comes after the hellos.
+    pub(crate) fn split(self) -> (ControlReader, ControlWriter) {
+        let begun = Bytes::new();
+        let send = self.send;
+        (self.reader, ControlWriter { send, begun })
+    }
+
+    /// Writes `message`, and right behind it how this node can be reached: then the peer knows from
+    /// the start which of our paths are relayed.
+    async fn write(&mut self, message: &Message, outbox: &Outbox) -> Result<(), HelloError> {
+        let mut bytes = control::encode(message);
+        if let Some(reach) = outbox.take_reach() {
+            bytes.extend(control::encode(&Message::Reach(reach)));
+        }
+        Ok(self.send.write_all(&bytes).await?)
+    }
+
+    /// Dialing side: says hello and waits for the answer.
+    pub(crate) async fn say_hello(
+        &mut self,
+        stamp: HelloStamp,
+        agent: &str,
+        outbox: &Outbox,
+    ) -> Result<HelloStamp, HelloError> {
+        self.write(&Message::Hello(hello(stamp, agent)), outbox)
+            .await?;
+        match self.reader.read().await? {
+            Message::Accept(answer) => Ok(stamp_of(&answer)),
+            _ => Err(HelloError::Unexpected),
         }
     }
 
-    async fn write(&mut self, message: &Message) -> Result<(), HelloError> {
-        Ok(self.send.write_all(&control::encode(message)).await?)
+    /// Accepting side: waits for the hello.
+    pub(crate) async fn hear_hello(&mut self) -> Result<HelloStamp, HelloError> {
+        match self.reader.read().await? {
+            Message::Hello(hello) => Ok(stamp_of(&hello)),
+            _ => Err(HelloError::Unexpected),
+        }
     }
 
-    /// The next message this version knows.
+    /// Accepting side: answers the hello.
+    pub(crate) async fn answer_hello(
+        &mut self,
+        stamp: HelloStamp,
+        agent: &str,
+        outbox: &Outbox,
+    ) -> Result<(), HelloError> {
+        self.write(&Message::Accept(hello(stamp, agent)), outbox)
+            .await
+    }
+}
+
+impl ControlReader {
+    fn early_reach(&mut self) -> Option<control::Reach> {
+        // An error comes again when it is asked for.
+        match self.decoder.next().ok()?? {
+            Message::Reach(reach) => Some(reach),
+            other => {
+                self.early = Some(Box::new(other));
+                None
+            }
+        }
+    }
+
+    /// The next message this version knows. Dropping the future loses nothing.
     pub(crate) async fn read(&mut self) -> Result<Message, HelloError> {
+        if let Some(early) = self.early.take()
+            && !matches!(*early, Message::Unknown(_))
+        {
+            return Ok(*early);
+        }
         loop {
             match self.decoder.next()? {
                 Some(Message::Unknown(_)) => {}
@@ -80,35 +181,85 @@ impl ControlStream {
             }
         }
     }
+}
 
-    /// Dialing side: says hello and waits for the answer.
-    pub(crate) async fn say_hello(
-        &mut self,
-        stamp: HelloStamp,
-        agent: &str,
-    ) -> Result<HelloStamp, HelloError> {
-        self.write(&Message::Hello(hello(stamp, agent))).await?;
-        match self.read().await? {
-            Message::Accept(answer) => Ok(stamp_of(&answer)),
-            _ => Err(HelloError::Unexpected),
+impl ControlWriter {
+    /// Writes one message out of `outbox`, or the rest of the one begun. Dropping the future loses
+    /// nothing.
+    pub(crate) async fn write_from(&mut self, outbox: &Outbox) -> Result<(), HelloError> {
+        if self.begun.is_empty() {
+            self.begun = control::encode(&outbox.take().await).into();
+        }
+        while !self.begun.is_empty() {
+            let taken = self.send.write(&self.begun).await?;
+            self.begun.advance(taken);
+        }
+        Ok(())
+    }
+}
+
+/// How often a node is told that others look for it: a popular one learns of everybody who is about
+/// to call, and somebody who makes up searches costs it little.
+pub(crate) const SOUGHT_PACE: Pace = Pace {
+    burst: 32,
+    period: Duration::from_millis(125),
+};
+
+/// Everything two nodes tell each other after the hellos, as one end of a connection has it.
+#[derive(Debug)]
+pub(crate) struct Notices {
+    pub(crate) outbox: Outbox,
+    pub(crate) searches: Searches,
+    /// The latest the peer said of itself.
+    theirs: Mutex<Option<Arc<Reach>>>,
+    /// How often the peer is told that it is looked for.
+    sought: Mutex<Throttle>,
+}
+
+impl Notices {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            outbox: Outbox::default(),
+            searches: Searches::default(),
+            theirs: Mutex::default(),
+            sought: Mutex::new(Throttle::new(SOUGHT_PACE, now)),
         }
     }
 
-    /// Accepting side: waits for the hello.
-    pub(crate) async fn hear_hello(&mut self) -> Result<HelloStamp, HelloError> {
-        match self.read().await? {
-            Message::Hello(hello) => Ok(stamp_of(&hello)),
-            _ => Err(HelloError::Unexpected),
+    pub(crate) fn theirs(&self) -> Option<Arc<Reach>> {
+        // Replaced as a whole.
+        let theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner);
+        theirs.clone()
+    }
+
+    /// Notes what the peer says of itself. True if that is news.
+    pub(crate) fn heard(&self, reach: &control::Reach) -> bool {
+        let reach = Reach::from_wire(reach);
+        let mut theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = theirs.as_deref() != Some(&reach);
+        if new {
+            *theirs = Some(Arc::new(reach));
+        }
+        new
+    }
+
+    /// Tells the peer that it is looked for, unless it was told often enough.
+    pub(crate) fn tell_sought(&self, sought: control::Sought, now: Instant) {
+        let allowed = {
+            let mut throttle = self.sought.lock().unwrap_or_else(PoisonError::into_inner);
+            throttle.take(now).is_ok()
+        };
+        if allowed {
+            self.outbox.tell_sought(sought);
         }
     }
 
-    /// Accepting side: answers the hello.
-    pub(crate) async fn answer_hello(
-        &mut self,
-        stamp: HelloStamp,
-        agent: &str,
-    ) -> Result<(), HelloError> {
-        self.write(&Message::Accept(hello(stamp, agent))).await
+    /// Asks the peer for another node. `Silent` stands for whatever ended the conversation.
+    pub(crate) async fn find(&self, peer: PeerId) -> Result<Found, FindError> {
+        let answer = self.searches.ask(&self.outbox, peer.0).await;
+        let answer = answer.ok_or(FindError::Silent)?;
+        FindError::from_status(answer.status)?;
+        Ok(Found::from_wire(&answer))
     }
 }
 

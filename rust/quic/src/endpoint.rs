@@ -1,8 +1,11 @@
 //! The endpoint: one socket, both roles, and the tasks that keep its connections.
 
 mod admission;
+mod conversation;
 mod dial;
 mod http;
+mod news;
+mod notices;
 mod supervise;
 
 use std::{
@@ -30,8 +33,10 @@ use crate::{
     code,
     connection::Handshake,
     crypto::{HandshakeInfo, TokenKey, tls},
+    directory::DirectorySlot,
     error::DialError,
     events::Journal,
+    reach::Reach,
     registry::{ConnectionKey, Registry},
 };
 
@@ -104,6 +109,10 @@ struct Inner {
     admission: Arc<Admission>,
     arrivals: Arrivals,
     journal: Journal,
+    /// What stands behind the synthetic addresses of tunnels.
+    directory: DirectorySlot,
+    /// What peers are told about how this node can be reached.
+    reach: Mutex<Option<Reach>>,
     /// Tasks that watch over connections.
     supervisors: AtomicUsize,
     supervisors_gone: Notify,
@@ -150,6 +159,7 @@ impl Endpoint {
             config.serve_h3,
             config.tap.clone(),
         )?;
+        let directory = session.directory.clone();
         // Not the engine's own choice of key: its generator is not reseeded in a forked child.
         let token_key = Arc::new(TokenKey::new(&random()?));
         let mut server = noq::ServerConfig::new(Arc::new(session.clone()), token_key);
@@ -182,6 +192,8 @@ impl Endpoint {
             admission: Arc::new(Admission::new(config.max_connections)),
             arrivals: Arrivals::default(),
             journal: Journal::default(),
+            directory,
+            reach: Mutex::default(),
             supervisors: AtomicUsize::new(0),
             supervisors_gone: Notify::new(),
             identity,
@@ -386,6 +398,7 @@ impl Endpoint {
             group,
             outbound,
             time: started.elapsed(),
+            directory: self.0.directory.clone(),
         };
         Ok(Connection::new(self.next_key(), handshake))
     }

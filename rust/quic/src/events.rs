@@ -17,7 +17,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{CloseReason, Connection, connection::WeakConnection, registry::ConnectionKey};
+use crate::{CloseReason, Connection, PeerId, connection::WeakConnection, registry::ConnectionKey};
 
 /// Something that happened at an endpoint.
 #[derive(Debug, Clone)]
@@ -38,6 +38,8 @@ pub enum Event {
         connection: Connection,
         /// On which path.
         path_id: u32,
+        /// How that path was made. On a relayed one the peer sees a relay, or us through its relay.
+        method: &'static str,
         /// Our address as seen by the peer.
         address: SocketAddr,
         /// From the start of the path, or from the report before, to this report.
@@ -50,6 +52,21 @@ pub enum Event {
         /// The last change, `established` or `abandoned`.
         reason: &'static str,
     },
+    /// The peer said how it can be reached; see [`Connection::reach`]. Several announcements may be
+    /// told as one.
+    Reach {
+        /// Which peer.
+        connection: Connection,
+    },
+    /// A peer told us that somebody looks for this node, who may be about to call.
+    Sought {
+        /// Who told us.
+        connection: Connection,
+        /// Who looks for us.
+        peer: PeerId,
+        /// Under which addresses the one who told us sees it.
+        addresses: Vec<SocketAddr>,
+    },
 }
 
 /// Connects and disconnects kept unread. Those of live connections are as many as there are
@@ -59,6 +76,9 @@ const LIFECYCLE_LIMIT: usize = 4096;
 /// Connects kept with their connection, so that a visit shorter than the reader's next look is
 /// told. What they pin when they have ended is at most this many receive windows.
 const HELD_LIMIT: usize = 16;
+
+/// Notices of peers that look for this node, kept unread. They are of no use when they are old.
+const SOUGHT_LIMIT: usize = 256;
 
 /// News of connections, until somebody takes it.
 #[derive(Debug, Default)]
@@ -75,6 +95,9 @@ struct State {
     held: VecDeque<Connection>,
     paths: HashMap<ConnectionKey, (WeakConnection, &'static str)>,
     observed: HashMap<(ConnectionKey, u32), (WeakConnection, SocketAddr, Duration)>,
+    reach: HashMap<ConnectionKey, WeakConnection>,
+    /// By who told us and who looks.
+    sought: HashMap<(ConnectionKey, PeerId), (WeakConnection, Vec<SocketAddr>)>,
     closed: bool,
 }
 
@@ -113,6 +136,8 @@ impl Journal {
         self.change(|state| {
             state.paths.remove(&key);
             state.observed.retain(|(of, _), _| *of != key);
+            state.reach.remove(&key);
+            state.sought.retain(|(by, _), _| *by != key);
         });
         self.lifecycle(connection.downgrade(), Some(reason));
     }
@@ -150,6 +175,24 @@ impl Journal {
         let (key, weak) = ((connection.id(), path_id), connection.downgrade());
         self.change(|state| {
             state.observed.insert(key, (weak, address, after));
+        });
+    }
+
+    pub(crate) fn reach(&self, connection: &Connection) {
+        let (key, weak) = (connection.id(), connection.downgrade());
+        self.change(|state| {
+            state.reach.insert(key, weak);
+        });
+    }
+
+    pub(crate) fn sought(&self, connection: &Connection, peer: PeerId, addresses: Vec<SocketAddr>) {
+        let (key, weak) = ((connection.id(), peer), connection.downgrade());
+        self.change(|state| {
+            if state.sought.len() < SOUGHT_LIMIT || state.sought.contains_key(&key) {
+                state.sought.insert(key, (weak, addresses));
+            } else {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
         });
     }
 
@@ -200,14 +243,36 @@ impl State {
             self.observed
                 .drain()
                 .filter_map(|((_, path_id), (weak, address, after))| {
+                    let connection = weak.upgrade()?;
                     Some(Event::Observed {
-                        connection: weak.upgrade()?,
+                        method: connection.path_method(path_id),
+                        connection,
                         path_id,
                         address,
                         after,
                     })
                 });
-        let events = lifecycle.chain(paths).chain(observed).collect();
+        let reach = self.reach.drain().filter_map(|(_, weak)| {
+            let connection = weak.upgrade()?;
+            Some(Event::Reach { connection })
+        });
+        let sought = self
+            .sought
+            .drain()
+            .filter_map(|((_, peer), (weak, addresses))| {
+                let connection = weak.upgrade()?;
+                Some(Event::Sought {
+                    connection,
+                    peer,
+                    addresses,
+                })
+            });
+        let events = lifecycle
+            .chain(reach)
+            .chain(paths)
+            .chain(observed)
+            .chain(sought)
+            .collect();
         // From here on whoever takes the events holds them.
         self.held.clear();
         events

@@ -3,8 +3,8 @@
 //! What comes out of a tunnel enters the engine under a synthetic address, so that the engine takes
 //! it for another path, with a congestion window, round-trip time and MTU of its own. Shown here:
 //! either way can come first, data uses both ends of it, and closing one under load, alive or dead,
-//! loses nothing. Also what an engine does with synthetic addresses unless it is stopped: tell
-//! them to the peer as its external address.
+//! loses nothing. And that synthetic addresses stay inside: neither the peer nor the program is shown
+//! one.
 //!
 //! Not shown: what a real relay adds (its own congestion control, delay and loss), and who decides
 //! when to close. The tunnel here is a function call.
@@ -22,11 +22,10 @@ use std::{
 };
 
 use anyreach_net::{Injector, SyntheticAddr, Tunnel, TunnelSend, TunnelSendError, is_synthetic};
-use anyreach_quic::{Connection, Endpoint, Event, PacketTap, TapFactory};
-use anyreach_wire::{
-    frames::{Frame, ObservedAddress},
-    walk::frame_at,
+use anyreach_quic::{
+    Connection, Directory, Endpoint, Event, PacketTap, PeerId, Resolved, TapFactory,
 };
+use anyreach_wire::{frames::Frame, walk::frame_at};
 use bytes::{Bytes, BytesMut};
 use common::{LONG, endpoint_with, within};
 use noq::{PathId, PathStatus};
@@ -37,8 +36,32 @@ const AMOUNT: usize = 32 << 20;
 /// What the relay carries in one datagram: less than the loopback does, more than an Initial.
 const CARRIES: usize = 1_300;
 
-/// The address of a tunnelled peer as its relay reports it.
-const REPORTED: ([u8; 4], u16) = ([203, 0, 113, 7], 4433);
+/// The nodes as the relay sees them.
+const ALICE: ([u8; 4], u16) = ([203, 0, 113, 7], RELAYED_PORT);
+const BOB: ([u8; 4], u16) = ([203, 0, 113, 8], RELAYED_PORT);
+const RELAYED_PORT: u16 = 4433;
+const RELAY: PeerId = PeerId([7; 32]);
+
+/// What the relay has told about whoever is in the tunnel.
+struct Told(([u8; 4], u16));
+
+impl Directory for Told {
+    fn resolve(&self, address: SyntheticAddr) -> Option<Resolved> {
+        (address.index() == 0).then_some(Resolved {
+            remote: self.0.into(),
+            relay: Some(RELAY),
+        })
+    }
+}
+
+/// Knows nothing.
+struct Forgotten;
+
+impl Directory for Forgotten {
+    fn resolve(&self, _: SyntheticAddr) -> Option<Resolved> {
+        None
+    }
+}
 
 /// The way into the other node's tunnel.
 #[derive(Clone, Default)]
@@ -87,6 +110,8 @@ impl Lab {
     fn new(tap: Option<&TapFactory>) -> Self {
         let node = || endpoint_with(|config| config.tap = tap.cloned());
         let (alice, bob) = (node(), node());
+        alice.set_directory(Arc::new(Told(BOB)));
+        bob.set_directory(Arc::new(Told(ALICE)));
         let wires = [Wire::default(), Wire::default()];
         let tunnels = [
             alice
@@ -193,10 +218,10 @@ async fn transfer(from: &Connection, to: &Connection, midway: impl FnOnce()) {
 async fn a_direct_path_joins_a_tunnelled_connection_and_takes_over() {
     let lab = Lab::new(None);
     let (alice, bob) = lab.connect(lab.tunnelled()).await;
-    assert_eq!(remotes(&alice), [lab.tunnelled()]);
+    assert_eq!(remotes(&alice), [BOB.into()]);
     let direct = open_path(&alice, lab.direct()).await;
     assert_ne!(direct, PathId::ZERO);
-    assert_eq!(remotes(&alice), [lab.tunnelled(), lab.direct()]);
+    assert_eq!(remotes(&alice), [BOB.into(), lab.direct()]);
 
     let before = lab.tunnelled_bytes();
     let mut when_closed = 0;
@@ -222,11 +247,11 @@ async fn a_tunnel_stands_in_for_a_closed_direct_path() {
     let lab = Lab::new(None);
     let (alice, bob) = lab.connect(lab.direct()).await;
     open_path(&alice, lab.tunnelled()).await;
-    assert_eq!(remotes(&alice), [lab.direct(), lab.tunnelled()]);
+    assert_eq!(remotes(&alice), [lab.direct(), BOB.into()]);
     let before = lab.tunnelled_bytes();
     transfer(&bob, &alice, || close_path(&alice, PathId::ZERO)).await;
     assert!(lab.tunnelled_bytes() - before > (AMOUNT / 4) as u64);
-    assert_eq!(remotes(&alice), [lab.tunnelled()]);
+    assert_eq!(remotes(&alice), [BOB.into()]);
     assert!(alice.close_reason().is_none() && bob.close_reason().is_none());
 }
 
@@ -247,47 +272,34 @@ async fn what_a_dead_tunnel_swallowed_comes_again() {
     assert!(alice.close_reason().is_none() && bob.close_reason().is_none());
 }
 
-/// Puts the address the relay reported in the place of a synthetic one, and keeps what left.
+/// Keeps the reports of addresses that left.
 #[derive(Default)]
-struct Observations {
-    corrected: bool,
-    sent: Mutex<Vec<SocketAddr>>,
-}
+struct Reports(Mutex<Vec<SocketAddr>>);
 
-impl PacketTap for Observations {
+impl PacketTap for Reports {
     fn sealing(&self, _path: PathId, _packet: u64, payload: &mut [u8]) {
         let mut at = 0;
         while let Some(raw) = frame_at(payload, at).unwrap() {
             at = raw.range.end;
-            let space = &mut payload[raw.range];
-            let Ok(Frame::ObservedAddress(observed)) = Frame::decode(&mut &*space) else {
-                continue;
-            };
-            let mut told = observed.address;
-            if self.corrected && is_synthetic(told.ip()) {
-                // Never longer than a synthetic address. What is left of it becomes PADDING.
-                told = SocketAddr::from(REPORTED).into();
-                space.fill(0);
-                Frame::ObservedAddress(ObservedAddress {
-                    address: told,
-                    ..observed
-                })
-                .encode(&mut &mut *space);
+            if let Ok(Frame::ObservedAddress(observed)) = Frame::decode(&mut &payload[raw.range]) {
+                self.0.lock().unwrap().push(observed.address.into());
             }
-            self.sent.lock().unwrap().push(told.into());
         }
     }
 
     fn opened(&self, _path: PathId, _packet: u64, _payload: &mut BytesMut) {}
 }
 
-/// The first address `endpoint` is told it has.
-async fn first_observed(endpoint: &Endpoint) -> SocketAddr {
+/// The next address `endpoint` is told it has, and how the path was made.
+async fn first_observed(endpoint: &Endpoint) -> (SocketAddr, &'static str) {
     within(async {
         loop {
             for event in endpoint.events().await.unwrap() {
-                if let Event::Observed { address, .. } = event {
-                    return address;
+                if let Event::Observed {
+                    address, method, ..
+                } = event
+                {
+                    return (address, method);
                 }
             }
         }
@@ -296,27 +308,67 @@ async fn first_observed(endpoint: &Endpoint) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn synthetic_addresses_leave_the_node_unless_corrected() {
-    for corrected in [false, true] {
-        let observations = Arc::new(Observations {
-            corrected,
-            ..Observations::default()
-        });
-        let tap: Arc<dyn PacketTap> = observations.clone();
-        let lab = Lab::new(Some(&(Arc::new(move |_| tap.clone()) as TapFactory)));
-        let (alice, bob) = lab.connect(lab.tunnelled()).await;
-        let told = first_observed(&lab.alice).await;
-        open_path(&alice, lab.direct()).await;
-        let leaked = |address: &SocketAddr| is_synthetic(address.ip());
-        if corrected {
-            assert_eq!(told, REPORTED.into());
-            assert!(!observations.sent.lock().unwrap().iter().any(leaked));
-        } else {
-            // The trap this is about: if it stops happening, the correction can go.
-            assert!(leaked(&told));
+async fn no_synthetic_address_leaves_the_node() {
+    for resolved in [true, false] {
+        let reports = Arc::new(Reports::default());
+        let tap: Arc<dyn PacketTap> = reports.clone();
+        let tap: TapFactory = Arc::new(move |_| tap.clone());
+        let lab = Lab::new(Some(&tap));
+        if !resolved {
+            lab.alice.set_directory(Arc::new(Forgotten));
+            lab.bob.set_directory(Arc::new(Forgotten));
         }
+        let (alice, bob) = lab.connect(lab.tunnelled()).await;
+        if resolved {
+            // What the relay reported, in the place of what the engine has.
+            assert_eq!(first_observed(&lab.alice).await, (ALICE.into(), "relayed"));
+            assert_eq!(first_observed(&lab.bob).await, (BOB.into(), "relayed"));
+        }
+        // The direct path is reported as ever, after anything the other one could have said.
+        open_path(&alice, lab.direct()).await;
+        within(async {
+            while first_observed(&lab.alice).await != (lab.alice.local_addr(), "direct") {}
+        })
+        .await;
+        transfer(&bob, &alice, || ()).await;
+        let sent = reports.0.lock().unwrap().clone();
+        assert!(!sent.iter().any(|address| is_synthetic(address.ip())));
+        let relayed = sent.iter().filter(|address| address.port() == RELAYED_PORT);
+        assert_eq!(relayed.count() > 0, resolved, "{sent:?}");
         assert!(alice.close_reason().is_none() && bob.close_reason().is_none());
     }
+}
+
+#[tokio::test]
+async fn a_path_through_a_tunnel_shows_what_is_behind_it() {
+    let lab = Lab::new(None);
+    let (alice, bob) = lab.connect(lab.tunnelled()).await;
+    open_path(&alice, lab.direct()).await;
+    let shown = |connection: &Connection| {
+        let mut paths = connection.paths();
+        paths.sort_by_key(|path| path.id);
+        paths
+            .iter()
+            .map(|path| (path.method, path.via, path.tunnelled))
+            .collect::<Vec<_>>()
+    };
+    let expected = [("relayed", Some(RELAY), true), ("direct", None, false)];
+    assert_eq!(shown(&alice), expected);
+    within(async {
+        while bob.paths().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(shown(&bob), expected);
+    assert_eq!(remotes(&bob), [ALICE.into(), lab.alice.local_addr()]);
+    assert_eq!(alice.first_path().unwrap().remote, BOB.into());
+    // Whatever is shown of a tunnel that is gone, it is not the synthetic address.
+    lab.alice.set_directory(Arc::new(Forgotten));
+    let gone = alice.paths().into_iter().find(|path| path.tunnelled);
+    let gone = gone.unwrap();
+    assert_eq!((gone.method, gone.via), ("relayed", None));
+    assert!(gone.remote.ip().is_unspecified() && gone.remote.port() == 0);
 }
 
 /// Each way has an MTU of its own: that of the tunnel does not hold the direct path down.

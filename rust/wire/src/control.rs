@@ -28,6 +28,12 @@ use thiserror::Error;
 use crate::varint::{UnexpectedEnd, VarInt};
 
 mod cbor;
+mod notices;
+
+pub use notices::{
+    AddressKind, BoundAt, DirectAddress, Find, FindStatus, Found, MAX_BOUND_ADDRESSES,
+    MAX_DIRECT_ADDRESSES, MAX_OBSERVED_ADDRESSES, MAX_RELAYS, PeerIdBytes, Reach, Sought,
+};
 
 /// Version of the control protocol this crate writes.
 ///
@@ -36,7 +42,7 @@ pub const VERSION: u16 = 1;
 
 /// Longest message, without its length prefix: 64 KiB.
 ///
-/// A hello takes about a hundred bytes and a list of 32 candidates about a thousand; the rest is
+/// A hello takes about a hundred bytes and the longest [`Found`] about two thousand; the rest is
 /// room for later versions. A peer can make us hold this much per connection.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
@@ -62,6 +68,14 @@ pub enum Message {
     Hello(Hello),
     /// The answer to [`Hello`](Message::Hello) by the node that was dialled.
     Accept(Hello),
+    /// How the sender can be reached.
+    Reach(Reach),
+    /// The sender looks for a node.
+    Find(Find),
+    /// The answer to [`Find`](Message::Find).
+    Found(Found),
+    /// Somebody looks for the receiver.
+    Sought(Sought),
     /// A kind this version does not know, from a later one. To be ignored.
     Unknown(u64),
 }
@@ -145,6 +159,20 @@ pub enum Field {
     Capabilities = 4,
     /// [`Hello::agent`].
     Agent = 5,
+    /// Direct addresses: [`Reach::direct`], [`Found::direct`].
+    Direct = 6,
+    /// Addresses at relays: [`Reach::bound`], [`Found::bound`].
+    Bound = 7,
+    /// [`Reach::findable`].
+    Findable = 8,
+    /// [`Find::request`], [`Found::request`].
+    Request = 9,
+    /// [`Find::peer`], [`Sought::peer`].
+    Peer = 10,
+    /// [`Found::status`].
+    Status = 11,
+    /// [`Found::observed`], [`Sought::observed`].
+    Observed = 12,
 }
 
 impl std::fmt::Display for Field {
@@ -156,14 +184,21 @@ impl std::fmt::Display for Field {
             Self::Serial => "serial",
             Self::Capabilities => "capabilities",
             Self::Agent => "agent",
+            Self::Direct => "direct",
+            Self::Bound => "bound",
+            Self::Findable => "findable",
+            Self::Request => "request",
+            Self::Peer => "peer",
+            Self::Status => "status",
+            Self::Observed => "observed",
         })
     }
 }
 
 /// Writes a message with its length prefix.
 ///
-/// Capabilities and agent are hints: what exceeds their limits is left out (whole capabilities,
-/// the end of the agent), so the result is always acceptable to a [`Decoder`].
+/// What exceeds the limits is left out (whole capabilities and addresses, the end of the agent), so
+/// the result is always acceptable to a [`Decoder`].
 pub fn encode(message: &Message) -> Vec<u8> {
     let body = cbor::encode(message);
     let length = VarInt::try_from(body.len() as u64).expect("the fields are limited");

@@ -25,6 +25,7 @@ use super::{
     tap::{OneRttKey, PacketTap, TapFactory},
     tls,
 };
+use crate::directory::DirectorySlot;
 
 /// QUIC version 1 (RFC 9000); nothing else is spoken.
 const QUIC_V1: u32 = 1;
@@ -48,6 +49,8 @@ pub struct SessionConfig {
     /// TLS_AES_128_GCM_SHA256, which protects Initial packets (RFC 9001, section 5.2).
     pub(crate) initial_suite: Suite,
     pub(crate) tap: Option<TapFactory>,
+    /// What stands behind the addresses the engine reports to tunnelled peers.
+    pub(crate) directory: DirectorySlot,
 }
 
 impl SessionConfig {
@@ -81,6 +84,7 @@ impl SessionConfig {
             initial_suite: self.initial_suite,
             side,
             tap,
+            directory: self.directory.clone(),
         })
     }
 }
@@ -148,6 +152,7 @@ struct Session {
     initial_suite: Suite,
     side: Side,
     tap: Option<Arc<dyn PacketTap>>,
+    directory: DirectorySlot,
 }
 
 impl Session {
@@ -155,6 +160,7 @@ impl Session {
         Box::new(OneRttKey {
             key,
             tap: self.tap.clone(),
+            directory: self.directory.clone(),
         })
     }
 }

@@ -14,6 +14,8 @@ use noq_proto::{
     crypto::{CryptoError, PacketKey},
 };
 
+use crate::directory::DirectorySlot;
+
 /// Rewrites the packets of one connection.
 pub trait PacketTap: Send + Sync + 'static {
     /// Called with the encoded transport parameters this side is about to send.
@@ -42,13 +44,14 @@ pub type TapFactory = Arc<dyn Fn(Side) -> Arc<dyn PacketTap> + Send + Sync>;
 pub(super) struct OneRttKey {
     pub(super) key: Box<dyn PacketKey>,
     pub(super) tap: Option<Arc<dyn PacketTap>>,
+    pub(super) directory: DirectorySlot,
 }
 
 impl PacketKey for OneRttKey {
     fn encrypt(&self, path_id: PathId, packet: u64, buf: &mut [u8], header_len: usize) {
         let end = buf.len() - self.key.tag_len();
         let payload = &mut buf[header_len..end];
-        observed::canonicalise(payload);
+        observed::correct(payload, |address| self.directory.correction(address));
         if let Some(tap) = &self.tap {
             tap.sealing(path_id, packet, payload);
         }

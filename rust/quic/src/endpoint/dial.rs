@@ -7,13 +7,14 @@ use std::{
 };
 
 use anyreach_net::{SyntheticAddr, canonical, is_possible_peer, is_synthetic};
+use noq::PathId;
 
 use super::{
     Endpoint,
     supervise::{Established, Unsettled},
 };
 use crate::{
-    Connection, PeerId, code,
+    Connection, PeerId, RelayHint, code,
     control::{ControlStream, HelloError},
     crypto::tls,
     error::DialError,
@@ -33,6 +34,13 @@ pub struct DialOutcome {
     pub made_here: bool,
 }
 
+/// Where a dial goes, for the engine, and what is known about it.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    addr: SocketAddr,
+    hint: RelayHint,
+}
+
 impl Endpoint {
     /// Connects to `addr`, and if `expected` is given, to nobody else there.
     ///
@@ -47,6 +55,22 @@ impl Endpoint {
         expected: Option<PeerId>,
         timeout: Duration,
     ) -> Result<DialOutcome, DialError> {
+        self.dial_hinted(addr, expected, timeout, RelayHint::default())
+            .await
+    }
+
+    /// As [`dial`](Self::dial), to an address about which something is known: the path made shows
+    /// as relayed if the address is one that a relay has bound for the peer.
+    ///
+    /// # Errors
+    /// As [`dial`](Self::dial).
+    pub async fn dial_hinted(
+        &self,
+        addr: SocketAddr,
+        expected: Option<PeerId>,
+        timeout: Duration,
+        hint: RelayHint,
+    ) -> Result<DialOutcome, DialError> {
         let addr = canonical(addr);
         if expected == Some(self.0.identity.peer_id()) {
             return Err(DialError::self_dial());
@@ -56,7 +80,8 @@ impl Endpoint {
             let detail = format!("{addr} is not the address of a host");
             return Err(DialError::new("unreachable", detail));
         }
-        self.dial_engine(addr, expected, timeout).await
+        let target = Target { addr, hint };
+        self.dial_engine(target, expected, timeout).await
     }
 
     /// Connects to `peer` through a tunnel that was added to [`Endpoint::socket`], as
@@ -70,20 +95,23 @@ impl Endpoint {
         peer: PeerId,
         timeout: Duration,
     ) -> Result<DialOutcome, DialError> {
-        self.dial_engine(tunnelled.socket_addr(), Some(peer), timeout)
-            .await
+        let target = Target {
+            addr: tunnelled.socket_addr(),
+            hint: RelayHint::default(),
+        };
+        self.dial_engine(target, Some(peer), timeout).await
     }
 
     async fn dial_engine(
         &self,
-        addr: SocketAddr,
+        target: Target,
         expected: Option<PeerId>,
         timeout: Duration,
     ) -> Result<DialOutcome, DialError> {
         let handshake_done = AtomicBool::new(false);
         let attempt = async {
             match expected {
-                None => self.attempt(addr, None, None, &handshake_done).await,
+                None => self.attempt(target, None, None, &handshake_done).await,
                 Some(peer) => {
                     let dead = match self.connection(&peer) {
                         None => None,
@@ -93,7 +121,7 @@ impl Endpoint {
                     tokio::select! {
                         biased;
                         other = self.established(peer, dead) => Ok(found(other)),
-                        made = self.attempt(addr, expected, dead, &handshake_done) => made,
+                        made = self.attempt(target, expected, dead, &handshake_done) => made,
                     }
                 }
             }
@@ -105,12 +133,13 @@ impl Endpoint {
 
     async fn attempt(
         &self,
-        addr: SocketAddr,
+        target: Target,
         expected: Option<PeerId>,
         mut dead: Option<ConnectionKey>,
         handshake_done: &AtomicBool,
     ) -> Result<DialOutcome, DialError> {
-        let connection = self.handshake(addr, expected).await?;
+        let connection = self.handshake(target.addr, expected).await?;
+        connection.path_hint(PathId::ZERO, target.addr, target.hint);
         handshake_done.store(true, Ordering::Relaxed);
         let peer = connection.peer_id();
         if peer == self.0.identity.peer_id() {
@@ -206,7 +235,7 @@ impl Endpoint {
         tokio::select! {
             connected = connecting => connected.map_err(DialError::from_handshake),
             () = unreachable.reported() => {
-                let detail = format!("the system has no route to {addr}");
+                let detail = format!("the system has no route to {}", self.shown(addr));
                 Err(DialError::new("unreachable", detail))
             }
         }
@@ -219,7 +248,11 @@ impl Endpoint {
     ) -> Result<(ControlStream, HelloStamp), HelloError> {
         let stream = connection.engine().open_bi().await?;
         let mut control = ControlStream::new(stream);
-        let answer = control.say_hello(stamp, &self.0.config.agent).await?;
+        self.announce_on(connection);
+        let outbox = &connection.notices().outbox;
+        let answer = control
+            .say_hello(stamp, &self.0.config.agent, outbox)
+            .await?;
         Ok((control, answer))
     }
 

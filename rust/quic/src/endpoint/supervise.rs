@@ -1,21 +1,22 @@
 //! Accepting handshakes, and watching over established connections until they end.
 
-use std::{future::poll_fn, net::SocketAddr, pin::pin, sync::atomic::Ordering, time::Instant};
+use std::{future::poll_fn, pin::pin, sync::atomic::Ordering, time::Instant};
 
 use anyreach_net::canonical;
 use futures_core::Stream;
-use noq::{ConnectionError, Incoming, PathEvent, PathId};
+use noq::{ConnectionError, Incoming, PathId};
 
 use super::{
     Endpoint,
     admission::{Permit, Verdict},
+    conversation::Conversation,
     is_http,
+    news::News,
 };
 use crate::{
     Connection, code,
     control::{ControlStream, HelloError},
     registry::Greeted,
-    throttle::Throttle,
 };
 
 /// A connection on which both sides said hello.
@@ -121,7 +122,8 @@ impl Endpoint {
             Refusal::Duplicate => (&rejected.duplicate, "another connection counts".to_owned()),
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(%remote, detail, "incoming connection refused");
+        let remote = self.shown(canonical(remote));
+        tracing::debug!(remote, detail, "incoming connection refused");
     }
 
     /// Handshake, hello and answer on the accepting side, all within the handshake timeout.
@@ -171,7 +173,9 @@ impl Endpoint {
         };
         let unsettled = Unsettled::new(self, &connection);
         // Waits only for a peer that grants no room on its own control stream.
-        let answer = control.answer_hello(stamp, &self.0.config.agent);
+        self.announce_on(&connection);
+        let outbox = &connection.notices().outbox;
+        let answer = control.answer_hello(stamp, &self.0.config.agent, outbox);
         let answered = tokio::time::timeout_at(deadline.into(), answer)
             .await
             .unwrap_or(Err(HelloError::Late));
@@ -189,7 +193,14 @@ impl Endpoint {
         }))
     }
 
-    pub(super) fn establish(&self, established: Established, permit: Option<Permit>) {
+    pub(super) fn establish(&self, mut established: Established, permit: Option<Permit>) {
+        let connection = &established.connection;
+        // Those that were announced while the hellos were under way.
+        self.announce_on(connection);
+        // Before anybody asks for the paths: which of them are relayed depends on it.
+        if let Some(reach) = established.control.early_reach() {
+            connection.notices().heard(&reach);
+        }
         // Told before anyone waiting for it wakes up, so that it comes before what follows.
         self.0.journal.connected(&established.connection);
         self.0.registry_changed.notify_waiters();
@@ -207,7 +218,7 @@ impl Endpoint {
     async fn supervise(&self, established: Established, _permit: Option<Permit>) {
         let Established {
             connection,
-            mut control,
+            control,
         } = established;
         // Subscribe first, then look at what was reported before.
         let mut path_events = connection.engine().path_events();
@@ -215,7 +226,7 @@ impl Endpoint {
         if let Some(address) = connection.engine().observed_external_addr().get() {
             news.observed(PathId::ZERO, address);
         }
-        let mut control_open = true;
+        let mut conversation = Conversation::new(self, &connection, control);
         let error = loop {
             let due = news.tell(Instant::now());
             tokio::select! {
@@ -226,19 +237,10 @@ impl Endpoint {
                     None => break connection.engine().closed().await,
                 },
                 () = wait_until(due), if due.is_some() => {}
-                message = control.read(), if control_open => {
-                    // Nothing is said after the hellos by this version. What later versions say
-                    // is skipped inside; what is not of the protocol ends the connection.
-                    match message {
-                        Ok(_) | Err(HelloError::Malformed(_)) => {
-                            connection.close(code::BAD_HELLO, b"bad control message");
-                        }
-                        Err(_) => {}
-                    }
-                    control_open = false;
-                }
+                () = conversation.go_on(&mut news) => {}
             }
         };
+        connection.notices().searches.close();
         self.forget(&connection);
         let reason = connection.reason(&error);
         self.0.journal.disconnected(&connection, reason);
@@ -248,72 +250,6 @@ impl Endpoint {
 async fn wait_until(due: Option<Instant>) {
     if let Some(due) = due {
         tokio::time::sleep_until(due.into()).await;
-    }
-}
-
-/// What is to be told of one connection, at the pace it may make news.
-struct News<'a> {
-    endpoint: &'a Endpoint,
-    connection: &'a Connection,
-    throttle: Throttle,
-    paths: Option<&'static str>,
-    observed: bool,
-}
-
-impl<'a> News<'a> {
-    fn new(endpoint: &'a Endpoint, connection: &'a Connection) -> Self {
-        Self {
-            endpoint,
-            connection,
-            throttle: Throttle::new(Instant::now()),
-            paths: None,
-            observed: false,
-        }
-    }
-
-    fn path_event(&mut self, event: &PathEvent) {
-        match *event {
-            PathEvent::Established { id, .. } => {
-                self.connection.path_established(id);
-                self.paths = Some("established");
-            }
-            PathEvent::Abandoned { id, .. } => {
-                self.connection.path_abandoned(id);
-                self.paths = Some("abandoned");
-            }
-            PathEvent::ObservedAddr { id, addr, .. } => self.observed(id, addr),
-            _ => {}
-        }
-    }
-
-    fn observed(&mut self, id: PathId, address: SocketAddr) {
-        self.observed |= self.connection.path_observed(id, canonical(address));
-    }
-
-    /// The engine made events faster than they were taken.
-    fn missed(&mut self) {
-        self.connection.paths_missed();
-        self.paths = Some("established");
-    }
-
-    /// Tells what there is, or says when it may be told.
-    fn tell(&mut self, now: Instant) -> Option<Instant> {
-        if self.paths.is_none() && !self.observed {
-            return None;
-        }
-        if let Err(due) = self.throttle.take(now) {
-            return Some(due);
-        }
-        let journal = &self.endpoint.0.journal;
-        if let Some(reason) = self.paths.take() {
-            journal.paths_changed(self.connection, reason);
-        }
-        if std::mem::take(&mut self.observed) {
-            for (path_id, address, after) in self.connection.take_observed() {
-                journal.observed(self.connection, path_id, address, after);
-            }
-        }
-        None
     }
 }
 

@@ -1,5 +1,7 @@
 //! The body of one control message: CBOR to and from [`Message`].
 
+mod notices;
+
 use std::convert::Infallible;
 
 use minicbor::data::Type;
@@ -21,9 +23,13 @@ pub(super) fn encode(message: &Message) -> Vec<u8> {
     match message {
         Message::Hello(hello) => put_hello(&mut encoder, KIND_HELLO, hello),
         Message::Accept(hello) => put_hello(&mut encoder, KIND_ACCEPT, hello),
+        Message::Reach(reach) => notices::put_reach(&mut encoder, reach),
+        Message::Find(find) => notices::put_find(&mut encoder, find),
+        Message::Found(found) => notices::put_found(&mut encoder, found),
+        Message::Sought(sought) => notices::put_sought(&mut encoder, sought),
         Message::Unknown(kind) => put_kind(&mut encoder, 1, *kind),
     }
-    .expect("writing integers and text to a vector does not fail");
+    .expect("writing to a vector does not fail");
     encoder.into_writer()
 }
 
@@ -43,6 +49,10 @@ pub(super) fn decode(body: &[u8]) -> Result<Message, ControlError> {
     let message = match kind {
         KIND_HELLO => Message::Hello(hello(&mut decoder, fields - 1)?),
         KIND_ACCEPT => Message::Accept(hello(&mut decoder, fields - 1)?),
+        notices::KIND_REACH => Message::Reach(notices::reach(&mut decoder, fields - 1)?),
+        notices::KIND_FIND => Message::Find(notices::find(&mut decoder, fields - 1)?),
+        notices::KIND_FOUND => Message::Found(notices::found(&mut decoder, fields - 1)?),
+        notices::KIND_SOUGHT => Message::Sought(notices::sought(&mut decoder, fields - 1)?),
         unknown => {
             for _ in 1..fields {
                 skip(&mut decoder)?;
@@ -164,19 +174,31 @@ fn text(decoder: &mut Decoder<'_>, field: Field, limit: usize) -> Result<String,
     }
 }
 
-fn tokens(decoder: &mut Decoder<'_>) -> Result<Vec<String>, ControlError> {
+fn boolean(decoder: &mut Decoder<'_>, field: Field) -> Result<bool, ControlError> {
+    match decoder.datatype().map_err(broken)? {
+        Type::Bool => decoder.bool().map_err(broken),
+        _ => Err(ControlError::WrongType(field)),
+    }
+}
+
+/// The head of an array of at most `limit` elements.
+fn array(decoder: &mut Decoder<'_>, field: Field, limit: usize) -> Result<u64, ControlError> {
     let count = match decoder.datatype().map_err(broken)? {
         Type::Array => decoder
             .array()
             .map_err(broken)?
             .ok_or(ControlError::Malformed)?,
         Type::ArrayIndef => return Err(ControlError::Malformed),
-        _ => return Err(ControlError::WrongType(Field::Capabilities)),
+        _ => return Err(ControlError::WrongType(field)),
     };
-    if count > MAX_CAPABILITIES as u64 {
-        return Err(ControlError::OutOfLimits(Field::Capabilities));
+    if count > limit as u64 {
+        return Err(ControlError::OutOfLimits(field));
     }
-    (0..count)
+    Ok(count)
+}
+
+fn tokens(decoder: &mut Decoder<'_>) -> Result<Vec<String>, ControlError> {
+    (0..array(decoder, Field::Capabilities, MAX_CAPABILITIES)?)
         .map(|_| text(decoder, Field::Capabilities, MAX_CAPABILITY_BYTES))
         .collect()
 }

@@ -1,0 +1,73 @@
+//! What the two ends of a connection tell each other about where nodes can be reached.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyreach_wire::control::MAX_OBSERVED_ADDRESSES;
+
+use super::Connection;
+use crate::{
+    PeerId,
+    control::Notices,
+    reach::{FindError, Found, Reach, sayable},
+};
+
+impl Connection {
+    /// Tells the peer how this node can be reached, in place of what it was told before. Returns at
+    /// once; of several announcements the peer has no time for, only the last is sent.
+    ///
+    /// An endpoint announces what it was given by [`set_reach`](crate::Endpoint::set_reach) on all
+    /// its connections; this is for telling one peer something else.
+    pub fn announce(&self, reach: &Reach) {
+        self.notices().outbox.announce(reach.to_wire());
+    }
+
+    /// How the peer says it can be reached; `None` before it has.
+    pub fn reach(&self) -> Option<Arc<Reach>> {
+        self.notices().theirs()
+    }
+
+    /// Asks the peer where another node is. One peer is asked a limited number of questions at
+    /// once; further ones wait for their turn. Nothing but the end of the connection ends the
+    /// wait for an answer: limit it, and drop the future to give up.
+    ///
+    /// # Errors
+    /// [`FindError`]; a peer that knows nothing of the node says `Unknown`.
+    pub async fn find(&self, peer: PeerId) -> Result<Found, FindError> {
+        let answer = tokio::select! {
+            biased;
+            answer = self.notices().find(peer) => answer,
+            reason = self.closed() => Err(FindError::Closed(reason)),
+        };
+        match (answer, self.close_reason()) {
+            (Err(FindError::Silent), Some(reason)) => Err(FindError::Closed(reason)),
+            (answer, _) => answer,
+        }
+    }
+
+    pub(crate) fn notices(&self) -> &Notices {
+        &self.0.notices
+    }
+
+    /// Under which addresses the peer is seen from here, those at relays left out.
+    pub(crate) fn observed_peer(&self) -> Vec<SocketAddr> {
+        let reach = self.reach();
+        let bound = |address| {
+            let relay = reach.as_ref().and_then(|reach| reach.relay_of(address));
+            relay.is_some()
+        };
+        let mut observed = Vec::new();
+        for path in self.paths() {
+            // Through a tunnel of ours the peer may be seen itself, or a relay of its own.
+            let of_relay = path.method != "direct" && !path.tunnelled;
+            if let Some(address) = sayable(path.remote)
+                && !of_relay
+                && !bound(address)
+                && !observed.contains(&address)
+            {
+                observed.push(address);
+            }
+        }
+        observed.truncate(MAX_OBSERVED_ADDRESSES);
+        observed
+    }
+}

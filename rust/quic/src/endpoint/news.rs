@@ -1,0 +1,103 @@
+//! What is to be told of one connection, at the pace it may make news.
+
+use std::{net::SocketAddr, time::Instant};
+
+use anyreach_net::canonical;
+use anyreach_wire::control::Sought;
+use noq::{PathEvent, PathId};
+
+use super::Endpoint;
+use crate::{
+    Connection, PeerId,
+    control::SOUGHT_PACE,
+    reach::addresses_from_wire,
+    throttle::{NEWS, Throttle},
+};
+
+pub(super) struct News<'a> {
+    endpoint: &'a Endpoint,
+    connection: &'a Connection,
+    throttle: Throttle,
+    /// A peer keeps to the same pace itself.
+    sought_throttle: Throttle,
+    paths: Option<&'static str>,
+    observed: bool,
+    reach: bool,
+}
+
+impl<'a> News<'a> {
+    pub(super) fn new(endpoint: &'a Endpoint, connection: &'a Connection) -> Self {
+        let now = Instant::now();
+        Self {
+            endpoint,
+            connection,
+            throttle: Throttle::new(NEWS, now),
+            sought_throttle: Throttle::new(SOUGHT_PACE, now),
+            paths: None,
+            observed: false,
+            reach: connection.reach().is_some(),
+        }
+    }
+
+    pub(super) fn path_event(&mut self, event: &PathEvent) {
+        match *event {
+            PathEvent::Established { id, .. } => {
+                self.connection.path_established(id);
+                self.paths = Some("established");
+            }
+            PathEvent::Abandoned { id, .. } => {
+                self.connection.path_abandoned(id);
+                self.paths = Some("abandoned");
+            }
+            PathEvent::ObservedAddr { id, addr, .. } => self.observed(id, addr),
+            _ => {}
+        }
+    }
+
+    pub(super) fn observed(&mut self, id: PathId, address: SocketAddr) {
+        self.observed |= self.connection.path_observed(id, canonical(address));
+    }
+
+    /// The engine made events faster than they were taken.
+    pub(super) fn missed(&mut self) {
+        self.connection.paths_missed();
+        self.paths = Some("established");
+    }
+
+    /// The peer has said how it can be reached.
+    pub(super) fn reach(&mut self) {
+        self.reach = true;
+    }
+
+    /// Somebody looks for us. Told at once: whoever looks is about to call.
+    pub(super) fn sought(&mut self, sought: &Sought, now: Instant) {
+        if self.sought_throttle.take(now).is_ok() {
+            let observed = addresses_from_wire(&sought.observed);
+            let journal = &self.endpoint.0.journal;
+            journal.sought(self.connection, PeerId(sought.peer), observed);
+        }
+    }
+
+    /// Tells what there is, or says when it may be told.
+    pub(super) fn tell(&mut self, now: Instant) -> Option<Instant> {
+        if self.paths.is_none() && !self.observed && !self.reach {
+            return None;
+        }
+        if let Err(due) = self.throttle.take(now) {
+            return Some(due);
+        }
+        let journal = &self.endpoint.0.journal;
+        if std::mem::take(&mut self.reach) {
+            journal.reach(self.connection);
+        }
+        if let Some(reason) = self.paths.take() {
+            journal.paths_changed(self.connection, reason);
+        }
+        if std::mem::take(&mut self.observed) {
+            for (path_id, address, after) in self.connection.take_observed() {
+                journal.observed(self.connection, path_id, address, after);
+            }
+        }
+        None
+    }
+}
