@@ -45,6 +45,16 @@ from anyreach.metrics import NodeMetrics
 from anyreach.nat import NatReport
 from anyreach.node import Node
 from anyreach.peer import PeerAddress, PeerId, Ticket
+from anyreach.reachability import Reachability
+from anyreach.relays import (
+    DefaultRelayPolicy,
+    RelayCandidate,
+    RelayDecision,
+    RelayPolicy,
+    RelaySituation,
+    Reservation,
+)
+from anyreach.scores import Score
 from anyreach.streams import Stream
 
 __all__ = [
@@ -57,6 +67,7 @@ __all__ = [
     "Connection",
     "ConnectionLost",
     "ConnectionStats",
+    "DefaultRelayPolicy",
     "ForkError",
     "Identity",
     "IdentityError",
@@ -72,6 +83,13 @@ __all__ = [
     "PeerAddress",
     "PeerId",
     "PeerIdMismatch",
+    "Reachability",
+    "RelayCandidate",
+    "RelayDecision",
+    "RelayPolicy",
+    "RelaySituation",
+    "Reservation",
+    "Score",
     "Stream",
     "StreamClosed",
     "StreamReset",

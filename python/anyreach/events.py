@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from .carriers import Carrier
     from .peer import PeerId, Ticket
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Nat",
     "PathChanged",
     "Ready",
+    "Relay",
 ]
 
 
@@ -116,6 +118,25 @@ class Nat(Event):
     event: ClassVar[str] = "nat"
     mapping: str
     filtering: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relay(Event):
+    """This node got an address at a relay, or no longer has it.
+
+    Attributes:
+        peer_id: the relay; ``None`` for a proxy that is no node.
+        address: ``ip:port`` at which others reach this node through it; the one of the IPv6 family
+            if there are two, and where the relay itself is if it never gave one.
+        carrier: ``"h3"``, ``"h2"`` or ``"h2-proxy"``.
+        state: ``"reserved"`` or ``"lost"``.
+    """
+
+    event: ClassVar[str] = "relay"
+    peer_id: PeerId | None
+    address: str
+    carrier: Carrier
+    state: Literal["reserved", "lost"]
 
 
 @dataclass(frozen=True, slots=True)

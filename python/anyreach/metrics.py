@@ -34,6 +34,15 @@ OBSERVED_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Seconds. A report takes one round trip, plus one probe timeout for each loss."""
 
 
+FAILOVER_BUCKETS = (0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds. A dead path is noticed after 150 ms at the least; 30 s without data is a lost line."""
+
+ROLES = ("relay", "client")
+"""Sides of a tunnel this node may be on: carrying packets for others, or having them carried."""
+
+DIRECTIONS = ("sent", "received")
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """Values counted by size.
@@ -75,6 +84,16 @@ class NodeMetrics:
         rejected_total: datagrams and handshakes refused, by reason.
         bytes_total: UDP payload bytes by ``(method, direction)``; direction ``sent`` or
             ``received``.
+        path_switches_total: changes of the path data takes, by ``(from, to, reason)``: methods of
+            the old and the new path, and ``better``, ``failover`` or ``roamed``.
+        failover_seconds: from the last sign of life of a path that died to data on another one.
+        relay_bytes_total: UDP payload bytes inside tunnels by ``(role, direction)``. Role
+            ``relay``: carried for others, ``received`` from them and ``sent`` to them through
+            their tunnels; ``client``: of this node, through its own tunnels.
+        relay_sessions: tunnels of others this node serves now.
+        relay_reservations: addresses this node holds at relays now.
+        relay_reservations_total: attempts to get one by ``(carrier, outcome)``; outcomes
+            ``reserved``, ``failed`` and, for one that was held before, ``lost``.
         events_dropped_total: events that slow consumers of :meth:`anyreach.Node.events` missed.
     """
 
@@ -86,6 +105,12 @@ class NodeMetrics:
     observed_address_seconds: Histogram
     rejected_total: Mapping[str, int]
     bytes_total: Mapping[tuple[str, str], int]
+    path_switches_total: Mapping[tuple[str, str, str], int]
+    failover_seconds: Histogram
+    relay_bytes_total: Mapping[tuple[str, str], int]
+    relay_sessions: int
+    relay_reservations: int
+    relay_reservations_total: Mapping[tuple[str, str], int]
     events_dropped_total: int
 
 
@@ -134,6 +159,15 @@ class Recorder:
     )
     _bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
     _paths: dict[int, dict[int, _PathBytes]] = field(default_factory=dict)
+    _switches: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    _failover: _MutableHistogram = field(
+        default_factory=lambda: _MutableHistogram(FAILOVER_BUCKETS)
+    )
+    _relay_bytes: Counter[tuple[str, str]] = field(
+        default_factory=lambda: Counter({(r, d): 0 for r in ROLES for d in DIRECTIONS})
+    )
+    _tunnels: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    _reservations: Counter[tuple[str, str]] = field(default_factory=Counter)
     _events_dropped: int = 0
 
     def connected(self, method: str, seconds: float) -> None:
@@ -180,11 +214,45 @@ class Recorder:
         self._bytes[method, "sent"] += max(0, sent - sum(path.sent for path in seen))
         self._bytes[method, "received"] += max(0, received - sum(path.received for path in seen))
 
+    def path_switched(self, before: str, after: str, reason: str) -> None:
+        """Count a change of the path data takes, from one method to another or the same."""
+        self._switches[before, after, reason] += 1
+
+    def failed_over(self, seconds: float) -> None:
+        """Count a failover that took ``seconds``."""
+        self._failover.observe(seconds)
+
+    def relayed(self, role: str, tunnel: int, sent: int, received: int) -> None:
+        """Add what a tunnel carried since the last call for it.
+
+        Args:
+            role: ``"relay"`` or ``"client"``.
+            tunnel: a number of the tunnel, or of the relay service as a whole.
+            sent, received: bytes since the tunnel exists; they only grow.
+        """
+        before = self._tunnels.get((role, tunnel), (0, 0))
+        self._relay_bytes[role, "sent"] += max(0, sent - before[0])
+        self._relay_bytes[role, "received"] += max(0, received - before[1])
+        self._tunnels[role, tunnel] = (sent, received)
+
+    def tunnel_ended(self, role: str, tunnel: int) -> None:
+        """Forget a tunnel; what it carried was added by a last :meth:`relayed`."""
+        self._tunnels.pop((role, tunnel), None)
+
+    def reservation(self, carrier: str, outcome: str) -> None:
+        """Count an attempt to reserve an address, or the loss of one."""
+        self._reservations[carrier, outcome] += 1
+
     def snapshot(
-        self, *, connections: Mapping[str, int], rejected: Mapping[str, int]
+        self,
+        *,
+        connections: Mapping[str, int],
+        rejected: Mapping[str, int],
+        relay_sessions: int = 0,
+        relay_reservations: int = 0,
     ) -> NodeMetrics:
         """The numbers now; gauges and the core's counters are passed in."""
-        byte_series = {(m, d): 0 for m in METHODS for d in ("sent", "received")}
+        byte_series = {(m, d): 0 for m in METHODS for d in DIRECTIONS}
         return NodeMetrics(
             connect_seconds=_frozen({m: h.snapshot() for m, h in self._connect.items()}),
             connections=_frozen({**dict.fromkeys(METHODS, 0), **connections}),
@@ -194,6 +262,12 @@ class Recorder:
             observed_address_seconds=self._observed.snapshot(),
             rejected_total=_frozen(rejected),
             bytes_total=_frozen({**byte_series, **self._bytes}),
+            path_switches_total=_frozen(self._switches),
+            failover_seconds=self._failover.snapshot(),
+            relay_bytes_total=_frozen(self._relay_bytes),
+            relay_sessions=relay_sessions,
+            relay_reservations=relay_reservations,
+            relay_reservations_total=_frozen(self._reservations),
             events_dropped_total=self._events_dropped,
         )
 
@@ -268,12 +342,64 @@ def exposition(metrics: NodeMetrics) -> str:
     )
     _simple(
         out,
+        "anyreach_path_switches_total",
+        "counter",
+        "Changes of the path data takes, by methods and reason.",
+        [
+            ({"from": before, "to": after, "reason": reason}, n)
+            for (before, after, reason), n in metrics.path_switches_total.items()
+        ],
+    )
+    _family(
+        out,
+        "anyreach_failover_seconds",
+        "histogram",
+        "Time from the last sign of life of a path that died to data on another.",
+    )
+    _histogram(out, "anyreach_failover_seconds", {}, metrics.failover_seconds)
+    _relay_families(out, metrics)
+    _simple(
+        out,
         "anyreach_events_dropped_total",
         "counter",
         "Events that slow consumers missed.",
         [({}, metrics.events_dropped_total)],
     )
     return "\n".join(out) + "\n"
+
+
+def _relay_families(out: list[str], metrics: NodeMetrics) -> None:
+    _simple(
+        out,
+        "anyreach_relay_bytes_total",
+        "counter",
+        "UDP payload bytes inside tunnels, by the side of this node and direction.",
+        [({"role": r, "direction": d}, n) for (r, d), n in metrics.relay_bytes_total.items()],
+    )
+    _simple(
+        out,
+        "anyreach_relay_sessions",
+        "gauge",
+        "Tunnels of others that this node serves now.",
+        [({}, metrics.relay_sessions)],
+    )
+    _simple(
+        out,
+        "anyreach_relay_reservations",
+        "gauge",
+        "Addresses this node holds at relays now.",
+        [({}, metrics.relay_reservations)],
+    )
+    _simple(
+        out,
+        "anyreach_relay_reservations_total",
+        "counter",
+        "Attempts to get an address at a relay, and losses of one, by carrier.",
+        [
+            ({"carrier": carrier, "outcome": outcome}, n)
+            for (carrier, outcome), n in metrics.relay_reservations_total.items()
+        ],
+    )
 
 
 def _family(out: list[str], name: str, kind: str, text: str) -> None:

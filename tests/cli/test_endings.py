@@ -29,7 +29,15 @@ SOMEBODY = "a" * 52
         (),
         ("nonsense",),
         ("node", "--nonsense"),
-        ("node", "--tcp", "off"),
+        ("node", "--tcp", "on"),
+        ("node", "--tcp", "127.0.0.1:0", "--ip-mode", "v6"),
+        ("node", "--https", "127.0.0.1:0"),
+        ("node", "--cert", "cert.pem", "--key", "key.pem"),
+        ("node", "--https", "127.0.0.1:0", "--cert", "cert.pem"),
+        ("node", "--relay-quota", "fast"),
+        ("node", "--relay-allow", "10.0.0.1/8"),
+        ("node", "--no-direct", "--no-relay-fallback"),
+        ("connect", SOMEBODY, "--proxy", "socks5://127.0.0.1:1080"),
         ("connect",),
         ("connect", "not-a-peer"),
         ("connect", f"{SOMEBODY}@127.0.0.1"),
@@ -60,6 +68,13 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
     assert not done.stdout
 
 
+def test_no_message_shows_the_password_of_a_proxy(tmp_path: Path) -> None:
+    url = "ftp://me:hunter2@127.0.0.1:3128"
+    done = run("connect", SOMEBODY, "--proxy", url, "--json", home=tmp_path, expected=2)
+    assert "me:***@127.0.0.1:3128" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize(
     "contents",
     [
@@ -70,6 +85,9 @@ def test_wrong_usage_is_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
         b"known_peers = [1, 2]",
         b'ip_mode = "v5"',
         b"idle_timeout = 'soon'",
+        b"tcp = 443",
+        b'relay_allow_targets = "everything"',
+        b'https = "[::]:443"',
         b"[section]\nx = 1",
     ],
     ids=repr,

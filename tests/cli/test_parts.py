@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyreach.cli import options
+from anyreach import P2pConfig, PeerId, events
+from anyreach.cli import build_parser, options
 from anyreach.cli.echo import ANSWER, REQUEST, decode_ping, encode_ping
 from anyreach.cli.header import (
     HeaderError,
@@ -18,9 +20,11 @@ from anyreach.cli.header import (
     encode_varint,
     read_header,
 )
-from anyreach.cli.output import Style
+from anyreach.cli.output import Output, Style
 from anyreach.cli.progress import RateMeter, bar_line
 from anyreach.cli.words import bytes_text, describe, duration_text
+
+RELAY = PeerId.from_public_key(b"relay")
 
 
 class Bytes:
@@ -96,6 +100,88 @@ def test_sentences_do_not_control_the_terminal() -> None:
         text = describe({"event": name, **event}, Style(enabled=False))
         assert text is not None
         assert all(line.isprintable() for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (
+            events.Relay(RELAY, "203.0.113.1:5000", "h3", "reserved"),
+            f"reachable as 203.0.113.1:5000 through relay {RELAY.short}… over HTTP/3",
+        ),
+        (
+            events.Relay(RELAY, "[2001:db8::1]:5000", "h2-proxy", "lost"),
+            f"lost [2001:db8::1]:5000 at relay {RELAY.short}… over HTTP/2 and an HTTP proxy",
+        ),
+        (
+            events.Relay(None, "203.0.113.1:5000", "h2", "reserved"),
+            "reachable as 203.0.113.1:5000 through relay ? over HTTP/2",
+        ),
+    ],
+)
+def test_relays_in_words(event: events.Relay, text: str) -> None:
+    assert describe(event.to_dict(), Style(enabled=False)) == text
+    assert set(event.to_dict()) == {"event", "peer_id", "address", "carrier", "state"}
+    assert event.to_dict()["event"] == "relay"
+
+
+def test_tcp_is_shown_where_there_is_any() -> None:
+    ready: dict[str, object] = {"event": "ready", "peer_id": "a", "udp": ["[::]:1"], "ticket": "t"}
+    assert "TCP" not in str(describe(ready | {"tcp": []}, Style(enabled=False)))
+    shown = describe(ready | {"tcp": ["[::]:1", "0.0.0.0:1"]}, Style(enabled=False))
+    assert "TCP      [::]:1, 0.0.0.0:1" in str(shown)
+
+
+def configured(*arguments: str) -> P2pConfig:
+    """What a command line makes of the configuration."""
+    args = build_parser().parse_args([*arguments, "--ephemeral"])
+    node = args.command == "node"
+    return options.config_from(
+        args,
+        Output(json_lines=True),
+        bind=options.NODE_BIND if node else options.CLIENT_BIND,
+        defaults={"tcp": options.NODE_TCP} if node else None,
+    )
+
+
+class TestRelayOptions:
+    def test_a_node_serves_tcp_and_other_commands_do_not(self, tmp_path: Path) -> None:
+        assert configured("node").tcp == "auto"
+        assert configured("node", "--tcp", "off").tcp is None
+        assert configured("node", "--tcp", "[::1]:443").tcp == "[::1]:443"
+        assert configured("connect", str(RELAY)).tcp is None
+        assert configured("connect", str(RELAY), "--tcp", "127.0.0.1:0").tcp == "127.0.0.1:0"
+        file = tmp_path / "node.toml"
+        file.write_text('tcp = "off"\nrelay_allow_targets = ["10.0.0.0/8"]\n')
+        assert configured("node", "--config", str(file)).tcp is None
+        config = configured("node", "--config", str(file), "--relay-allow", "fd00::/8")
+        assert config.relay_allow_targets == ("10.0.0.0/8", "fd00::/8")
+
+    def test_every_option_sets_its_field(self) -> None:
+        config = configured(
+            "node", "--https", "127.0.0.1:443", "--cert", "c.pem", "--key", "k.pem",
+            "--proxy", "http://u:p@127.0.0.1:3128", "--ca-file", "ca.pem",
+            "--relay-quota", "10MB/s", "--no-direct", "--no-serve-relay",
+            "--allow-tls-inspection", "--allow-anonymous-relay",
+        )  # fmt: skip
+        assert (config.https, config.cert_file, config.key_file) == (
+            "127.0.0.1:443",
+            Path("c.pem"),
+            Path("k.pem"),
+        )
+        assert str(config.proxy) == "http://u:***@127.0.0.1:3128"
+        assert config.ca_file == Path("ca.pem")
+        assert config.relay_quota == 10_000_000
+        assert not config.direct
+        assert not config.serve_relay
+        assert config.allow_tls_inspection
+        assert config.allow_anonymous_relay
+        assert configured("node", "--https", "[::]:0", "--https-self-signed").https_self_signed
+        assert not configured("node", "--no-relay-fallback").relay_fallback
+
+    def test_nothing_is_changed_without_options(self) -> None:
+        expected = P2pConfig(bind_addr=options.CLIENT_BIND)
+        assert configured("connect", str(RELAY)) == expected
 
 
 def test_the_bar_says_what_people_want_to_know() -> None:

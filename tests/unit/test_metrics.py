@@ -60,6 +60,19 @@ def test_a_new_connection_starts_from_zero_after_the_old_one_ended() -> None:
     assert snapshot(recorder).bytes_total["direct", "sent"] == 140
 
 
+def test_tunnels_are_counted_once_and_by_side() -> None:
+    recorder = Recorder()
+    recorder.relayed("client", 1, 100, 10)
+    recorder.relayed("client", 1, 150, 10)
+    recorder.relayed("client", 2, 5, 6)
+    recorder.relayed("relay", 1, 1000, 2000)
+    recorder.tunnel_ended("client", 1)
+    recorder.relayed("client", 1, 7, 0)
+    total = snapshot(recorder).relay_bytes_total
+    assert (total["client", "sent"], total["client", "received"]) == (162, 16)
+    assert (total["relay", "sent"], total["relay", "received"]) == (1000, 2000)
+
+
 @pytest.mark.parametrize(
     ("seconds", "bucket"), [(0.0, 0), (0.005, 0), (0.0051, 1), (30.0, 11), (31.0, 12)]
 )
@@ -90,9 +103,18 @@ def test_exposition_of_every_family() -> None:
     recorder.candidate("given", "connected")
     recorder.observed(0.003)
     recorder.paths(1, [path(0, 10, 20)])
+    recorder.path_switched("direct", "relayed", "failover")
+    recorder.failed_over(0.2)
+    recorder.relayed("relay", 0, 70, 80)
+    recorder.reservation("h3", "reserved")
     recorder.events_dropped()
     text = exposition(
-        recorder.snapshot(connections={"direct": 1}, rejected={'odd "reason"\\\n': 4})
+        recorder.snapshot(
+            connections={"direct": 1},
+            rejected={'odd "reason"\\\n': 4},
+            relay_sessions=3,
+            relay_reservations=2,
+        )
     )
     assert text.endswith("\n")
     for line in text.splitlines():
@@ -113,6 +135,14 @@ def test_exposition_of_every_family() -> None:
     assert "anyreach_observed_address_seconds_count 1" in lines
     assert 'anyreach_rejected_total{reason="odd \\"reason\\"\\\\\\n"} 4' in lines
     assert 'anyreach_bytes_total{method="direct",direction="received"} 20' in lines
+    switch = '{from="direct",to="relayed",reason="failover"}'
+    assert f"anyreach_path_switches_total{switch} 1" in lines
+    assert 'anyreach_failover_seconds_bucket{le="0.25"} 1' in lines
+    assert 'anyreach_relay_bytes_total{role="relay",direction="sent"} 70' in lines
+    assert 'anyreach_relay_bytes_total{role="client",direction="sent"} 0' in lines
+    assert "anyreach_relay_sessions 3" in lines
+    assert "anyreach_relay_reservations 2" in lines
+    assert 'anyreach_relay_reservations_total{carrier="h3",outcome="reserved"} 1' in lines
     assert "anyreach_events_dropped_total 1" in lines
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--receive", metavar="DIR", help="take files into DIR (default: refuse them)"
     )
     add_receive_options(parser)
-    options.add_common_options(parser, bind=options.NODE_BIND)
+    options.add_common_options(parser, bind=options.NODE_BIND, tcp=options.NODE_TCP)
 
 
 async def run(context: Context) -> int:
@@ -38,6 +38,7 @@ async def run(context: Context) -> int:
     async with running_node(
         context,
         bind=options.NODE_BIND,
+        defaults={"tcp": options.NODE_TCP},
         services=Services(mailroom),
         all_events=True,
         own_identity=True,

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from anyreach.addresses import HostPort
 from anyreach.config import P2pConfig
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIENT_BIND",
     "NODE_BIND",
+    "NODE_TCP",
     "Parser",
     "add_common_options",
     "add_json_option",
@@ -46,6 +47,9 @@ Parser = Callable[[str], object]
 #: and put in known_peers.
 NODE_BIND: Final = "[::]:9000"
 
+#: Where ``anyreach node`` serves relay clients without UDP: on the address and port of its socket.
+NODE_TCP: Final = "auto"
+
 #: Where every other command listens: any free port.
 CLIENT_BIND: Final = "[::]:0"
 
@@ -54,8 +58,12 @@ _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
-def add_common_options(parser: argparse.ArgumentParser, *, bind: str) -> None:
-    """Adds what every command that runs a node understands."""
+def add_common_options(parser: argparse.ArgumentParser, *, bind: str, tcp: str = "off") -> None:
+    """Adds what every command that runs a node understands.
+
+    Args:
+        bind, tcp: where the command listens unless told otherwise, for the help text.
+    """
     group = parser.add_argument_group("node options")
     group.add_argument(
         "--bind",
@@ -79,7 +87,6 @@ def add_common_options(parser: argparse.ArgumentParser, *, bind: str) -> None:
         metavar="[ID@]HOST:PORT",
         help="a peer to stay connected to; may be repeated",
     )
-    group.add_argument("--no-relay-fallback", action="store_true", help="never go through a relay")
     group.add_argument("--config", metavar="FILE", help="TOML file; options override it")
     group.add_argument(
         "--metrics",
@@ -94,6 +101,70 @@ def add_common_options(parser: argparse.ArgumentParser, *, bind: str) -> None:
         help="least severe log messages to show (default warning)",
     )
     add_json_option(group)
+    _add_relay_options(parser.add_argument_group("relay options"), tcp)
+
+
+def _add_relay_options(group: argparse._ArgumentGroup, tcp: str) -> None:
+    """Adds what concerns relays: being one, and reaching them."""
+    group.add_argument("--no-relay-fallback", action="store_true", help="never go through a relay")
+    group.add_argument(
+        "--no-direct", action="store_true", help="go through relays only, to diagnose them"
+    )
+    group.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="HTTP proxy to reach relays through, http://[USER:PASSWORD@]HOST:PORT"
+        " (default: HTTPS_PROXY or ALL_PROXY, and NO_PROXY)",
+    )
+    group.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        help="PEM file of more certificate authorities to trust on the way to a relay",
+    )
+    group.add_argument(
+        "--allow-tls-inspection",
+        action="store_true",
+        help="go through a proxy that reads the outer TLS (with --ca-file); what is inside stays"
+        " end-to-end encrypted",
+    )
+    group.add_argument("--no-serve-relay", action="store_true", help="do not relay for other nodes")
+    group.add_argument(
+        "--relay-quota",
+        metavar="RATE",
+        help="bytes per second to carry for each client of the relay, like 10MB/s; 0 for no limit"
+        " (default 4MiB/s)",
+    )
+    group.add_argument(
+        "--relay-allow",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="let the relay send to a prefix that is not public, like 10.0.0.0/8; may be repeated",
+    )
+    group.add_argument(
+        "--tcp",
+        metavar="ADDR|off",
+        help="serve relay clients that have no UDP on this address and TCP port; auto is that of"
+        f" --bind (default {tcp})",
+    )
+    group.add_argument(
+        "--https",
+        metavar="ADDR",
+        help="let ordinary HTTP clients and TLS-inspecting proxies reach the relay on this address,"
+        " UDP and TCP",
+    )
+    group.add_argument("--cert", metavar="FILE", help="PEM certificate chain for --https")
+    group.add_argument("--key", metavar="FILE", help="PEM private key of --cert")
+    group.add_argument(
+        "--https-self-signed",
+        action="store_true",
+        help="make a certificate for --https, instead of --cert and --key",
+    )
+    group.add_argument(
+        "--allow-anonymous-relay",
+        action="store_true",
+        help="relay for clients of --https that have no PeerId",
+    )
 
 
 def add_json_option(parser: argparse._ActionsContainer) -> None:
@@ -216,8 +287,7 @@ def config_from(
         changes["identity"] = Path(args.identity)
     if args.known_peer:
         changes["known_peers"] = [*config.known_peers, *args.known_peer]
-    if args.no_relay_fallback:
-        changes["relay_fallback"] = False
+    changes.update(_relay_changes(args, config))
     if key_file := os.environ.get("SSLKEYLOGFILE"):
         output.warning(
             f"SSLKEYLOGFILE is set: the secrets of all connections go to {key_file}, and whoever "
@@ -225,6 +295,36 @@ def config_from(
         )
         changes["key_log"] = True
     return config.replace(**changes) if changes else config
+
+
+def _relay_changes(args: argparse.Namespace, config: P2pConfig) -> P2pOptions:
+    """The fields set by the options of :func:`_add_relay_options`."""
+    switches: P2pOptions = {}
+    if args.no_relay_fallback:
+        switches["relay_fallback"] = False
+    if args.no_direct:
+        switches["direct"] = False
+    if args.no_serve_relay:
+        switches["serve_relay"] = False
+    if args.allow_tls_inspection:
+        switches["allow_tls_inspection"] = True
+    if args.https_self_signed:
+        switches["https_self_signed"] = True
+    if args.allow_anonymous_relay:
+        switches["allow_anonymous_relay"] = True
+    if args.relay_allow:
+        switches["relay_allow_targets"] = [*config.relay_allow_targets, *args.relay_allow]
+    values = {
+        "proxy": args.proxy,
+        "ca_file": args.ca_file,
+        "relay_quota": args.relay_quota,
+        "tcp": args.tcp,
+        "https": args.https,
+        "cert_file": args.cert,
+        "key_file": args.key,
+    }
+    given = {field: value for field, value in values.items() if value is not None}
+    return cast("P2pOptions", {**switches, **given})
 
 
 def set_up_logging(level: str) -> None:

@@ -62,15 +62,19 @@ def _ms(value: object) -> str:
 
 
 def _ready(event: Mapping[str, object], style: _Style) -> str:
-    addresses = event.get("udp")
-    listed = ", ".join(map(str, addresses)) if isinstance(addresses, list) else ""
-    return "\n".join(
-        [
-            f"PeerId   {style('bold', str(event['peer_id']))}",
-            f"UDP      {listed}",
-            f"Ticket   {style('cyan', str(event['ticket']))}",
-        ]
-    )
+    lines = [
+        f"PeerId   {style('bold', str(event['peer_id']))}",
+        f"UDP      {_listed(event, 'udp')}",
+    ]
+    if event.get("tcp"):
+        lines.append(f"TCP      {_listed(event, 'tcp')}")
+    lines.append(f"Ticket   {style('cyan', str(event['ticket']))}")
+    return "\n".join(lines)
+
+
+def _listed(event: Mapping[str, object], key: str) -> str:
+    values = event.get(key)
+    return ", ".join(map(str, values)) if isinstance(values, list) else ""
 
 
 def _known_peer(event: Mapping[str, object], style: _Style) -> str:
@@ -86,6 +90,20 @@ def _external_address(event: Mapping[str, object], style: _Style) -> str:
 
 def _nat(event: Mapping[str, object], _: _Style) -> str:
     return f"NAT: mapping {event['mapping']}, filtering {event['filtering']}"
+
+
+def _relay(event: Mapping[str, object], style: _Style) -> str:
+    who = f"relay {_short(event['peer_id'])} over {_CARRIERS.get(str(event['carrier']), '?')}"
+    if event["state"] == "reserved":
+        return f"{style('green', 'reachable as')} {event['address']} through {who}"
+    return f"{style('yellow', 'lost')} {event['address']} at {who}"
+
+
+_CARRIERS = {
+    "h3": "HTTP/3",
+    "h2": "HTTP/2",
+    "h2-proxy": "HTTP/2 and an HTTP proxy",
+}
 
 
 def _connected(event: Mapping[str, object], style: _Style) -> str:
@@ -193,6 +211,7 @@ _WORDS: dict[str, Callable[[Mapping[str, object], _Style], str | None]] = {
     "known_peer": _known_peer,
     "external_address": _external_address,
     "nat": _nat,
+    "relay": _relay,
     "connected": _connected,
     "path": _path,
     "disconnected": _disconnected,
