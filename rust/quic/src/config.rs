@@ -62,6 +62,8 @@ pub struct EndpointConfig {
     pub key_log: bool,
     /// Name and version of the software, told to peers.
     pub agent: String,
+    /// What peers are told the node offers, as short tokens (`relay`). Hints, no promises.
+    pub capabilities: Vec<String>,
     /// Take HTTP/3 connections as well; they come out of
     /// [`Endpoint::accept_http`](crate::Endpoint::accept_http).
     pub serve_h3: bool,
@@ -89,6 +91,7 @@ impl EndpointConfig {
             max_connections: 1024,
             key_log: false,
             agent: String::new(),
+            capabilities: Vec::new(),
             serve_h3: false,
             tap: None,
         }

@@ -40,6 +40,8 @@ struct Inner {
     closed_locally: OnceLock<CloseReason>,
     /// Somebody outside this crate was given it; see [`Connection::claim`].
     claimed: AtomicBool,
+    /// What the peer says it offers.
+    capabilities: OnceLock<Vec<String>>,
     first_path: OnceLock<FirstPath>,
 }
 
@@ -96,6 +98,7 @@ impl Connection {
             directory: handshake.directory,
             notices: Notices::new(Instant::now()),
             closed_locally: OnceLock::new(),
+            capabilities: OnceLock::new(),
             claimed: AtomicBool::new(false),
             first_path: OnceLock::new(),
         }));
@@ -119,6 +122,16 @@ impl Connection {
     /// The peer's public key as DER SubjectPublicKeyInfo.
     pub fn public_key(&self) -> &[u8] {
         &self.0.public_key
+    }
+
+    /// What the peer says it offers, as short tokens. Hints: nothing is proved.
+    pub fn capabilities(&self) -> &[String] {
+        self.0.capabilities.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn set_capabilities(&self, capabilities: Vec<String>) {
+        // Said once.
+        let _ = self.0.capabilities.set(capabilities);
     }
 
     /// Whether this side dialed.

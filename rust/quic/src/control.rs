@@ -17,7 +17,7 @@ use noq::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
 pub(crate) use self::outbox::Outbox;
 use self::searches::Searches;
 use crate::{
-    PeerId,
+    EndpointConfig, PeerId,
     reach::{FindError, Found, Reach},
     registry::HelloStamp,
     throttle::{Pace, Throttle},
@@ -120,21 +120,21 @@ impl ControlStream {
     pub(crate) async fn say_hello(
         &mut self,
         stamp: HelloStamp,
-        agent: &str,
+        config: &EndpointConfig,
         outbox: &Outbox,
-    ) -> Result<HelloStamp, HelloError> {
-        self.write(&Message::Hello(hello(stamp, agent)), outbox)
+    ) -> Result<Heard, HelloError> {
+        self.write(&Message::Hello(hello(stamp, config)), outbox)
             .await?;
         match self.reader.read().await? {
-            Message::Accept(answer) => Ok(stamp_of(&answer)),
+            Message::Accept(answer) => Ok(heard(answer)),
             _ => Err(HelloError::Unexpected),
         }
     }
 
     /// Accepting side: waits for the hello.
-    pub(crate) async fn hear_hello(&mut self) -> Result<HelloStamp, HelloError> {
+    pub(crate) async fn hear_hello(&mut self) -> Result<Heard, HelloError> {
         match self.reader.read().await? {
-            Message::Hello(hello) => Ok(stamp_of(&hello)),
+            Message::Hello(hello) => Ok(heard(hello)),
             _ => Err(HelloError::Unexpected),
         }
     }
@@ -143,10 +143,10 @@ impl ControlStream {
     pub(crate) async fn answer_hello(
         &mut self,
         stamp: HelloStamp,
-        agent: &str,
+        config: &EndpointConfig,
         outbox: &Outbox,
     ) -> Result<(), HelloError> {
-        self.write(&Message::Accept(hello(stamp, agent)), outbox)
+        self.write(&Message::Accept(hello(stamp, config)), outbox)
             .await
     }
 }
@@ -263,15 +263,26 @@ impl Notices {
     }
 }
 
-fn hello(stamp: HelloStamp, agent: &str) -> Hello {
+fn hello(stamp: HelloStamp, config: &EndpointConfig) -> Hello {
     let mut hello = Hello::new(stamp.instance, stamp.serial);
-    hello.agent = agent.to_owned();
+    hello.agent.clone_from(&config.agent);
+    hello.capabilities.clone_from(&config.capabilities);
     hello
 }
 
-fn stamp_of(hello: &Hello) -> HelloStamp {
-    HelloStamp {
-        instance: hello.instance,
-        serial: hello.serial,
+/// What a peer says about itself at the start.
+pub(crate) struct Heard {
+    pub(crate) stamp: HelloStamp,
+    /// What it says it offers.
+    pub(crate) capabilities: Vec<String>,
+}
+
+fn heard(hello: Hello) -> Heard {
+    Heard {
+        stamp: HelloStamp {
+            instance: hello.instance,
+            serial: hello.serial,
+        },
+        capabilities: hello.capabilities,
     }
 }

@@ -491,3 +491,11 @@ async fn no_mapped_address_leaves_a_dual_stack_socket() {
     }
     assert!(reports > 0);
 }
+
+#[tokio::test]
+async fn each_end_hears_what_the_other_offers() {
+    let relay = endpoint_with(|config| config.capabilities = vec!["relay".into()]);
+    let (out, inn) = connected(&endpoint(), &relay).await;
+    assert_eq!(out.capabilities(), ["relay"]);
+    assert!(inn.capabilities().is_empty());
+}

@@ -143,7 +143,7 @@ impl Lab {
         let bob = self.bob.identity().peer_id();
         let dial = async {
             match SyntheticAddr::from_socket_addr(address) {
-                Some(tunnelled) => self.alice.dial_through(tunnelled, bob, LONG).await,
+                Some(tunnelled) => self.alice.dial_through(tunnelled, Some(bob), LONG).await,
                 None => self.alice.dial(address, Some(bob), LONG).await,
             }
         };

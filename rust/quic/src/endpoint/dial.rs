@@ -84,7 +84,7 @@ impl Endpoint {
         self.dial_engine(target, expected, timeout).await
     }
 
-    /// Connects to `peer` through a tunnel that was added to [`Endpoint::socket`], as
+    /// Connects to a peer through a tunnel that was added to [`Endpoint::socket`], as
     /// [`dial`](Self::dial) does to an address of the network.
     ///
     /// # Errors
@@ -92,14 +92,14 @@ impl Endpoint {
     pub async fn dial_through(
         &self,
         tunnelled: SyntheticAddr,
-        peer: PeerId,
+        expected: Option<PeerId>,
         timeout: Duration,
     ) -> Result<DialOutcome, DialError> {
         let target = Target {
             addr: tunnelled.socket_addr(),
             hint: RelayHint::default(),
         };
-        self.dial_engine(target, Some(peer), timeout).await
+        self.dial_engine(target, expected, timeout).await
     }
 
     async fn dial_engine(
@@ -250,10 +250,9 @@ impl Endpoint {
         let mut control = ControlStream::new(stream);
         self.announce_on(connection);
         let outbox = &connection.notices().outbox;
-        let answer = control
-            .say_hello(stamp, &self.0.config.agent, outbox)
-            .await?;
-        Ok((control, answer))
+        let heard = control.say_hello(stamp, &self.0.config, outbox).await?;
+        connection.set_capabilities(heard.capabilities);
+        Ok((control, heard.stamp))
     }
 
     /// Waits until there is a connection to `peer` other than `dead`.

@@ -148,24 +148,25 @@ impl Endpoint {
         }
         let heard = async {
             let mut control = ControlStream::new(connection.engine().accept_bi().await?);
-            let stamp = control.hear_hello().await?;
-            Ok((control, stamp))
+            let heard = control.hear_hello().await?;
+            Ok((control, heard))
         };
         let heard = tokio::time::timeout_at(deadline.into(), heard)
             .await
             .unwrap_or(Err(HelloError::Late));
-        let (mut control, stamp) = match heard {
+        let (mut control, heard) = match heard {
             Ok(heard) => heard,
             Err(error) => {
                 connection.close(code::BAD_HELLO, error.to_string().as_bytes());
                 return Err(Refusal::Hello(error));
             }
         };
+        connection.set_capabilities(heard.capabilities);
         let greeted = self.registry().greeted(
             connection.peer_id(),
             connection.id(),
             connection.clone(),
-            stamp,
+            heard.stamp,
         );
         let Greeted::Accept { stamp, replaced } = greeted else {
             connection.close_as("replaced", code::DUPLICATE, b"");
@@ -175,7 +176,7 @@ impl Endpoint {
         // Waits only for a peer that grants no room on its own control stream.
         self.announce_on(&connection);
         let outbox = &connection.notices().outbox;
-        let answer = control.answer_hello(stamp, &self.0.config.agent, outbox);
+        let answer = control.answer_hello(stamp, &self.0.config, outbox);
         let answered = tokio::time::timeout_at(deadline.into(), answer)
             .await
             .unwrap_or(Err(HelloError::Late));
