@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Workers for pytest: the tests wait more than they compute.
 TEST_WORKERS ?= 4
 
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust tests/interop -name '*.rs' -o -name Cargo.toml)
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust tests/interop tests/netlab/middlebox -name '*.rs' -o -name Cargo.toml)
 PYTHON_SOURCES := pyproject.toml README.md LICENSE $(shell find python -name '*.py' -o -name '*.pyi')
 
 .PHONY: help demo test test-rust test-python lint format bench wheel clean
@@ -26,7 +26,7 @@ test-rust: $(BIN)/.built
 	cargo test --workspace --quiet
 
 test-python: $(BIN)/.built
-	cargo build --quiet --package anyreach-interop-peers --bins
+	cargo build --quiet --package anyreach-interop-peers --package anyreach-netlab-middlebox --bins
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
 lint: $(BIN)/.built  ## Check format, lints, types and stubs

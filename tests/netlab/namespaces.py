@@ -40,9 +40,16 @@ class Namespace:
         """The command line that runs ``argv`` in here; it becomes ``argv`` (same process id)."""
         return ["ip", "netns", "exec", self.name, *argv]
 
-    def ip(self, *lines: str) -> None:
-        """Run several ``ip`` commands (without the leading ``ip``), stopping at an error."""
-        _command(["ip", "-n", self.name, "-batch", "-"], "".join(f"{line}\n" for line in lines))
+    def ip(self, *lines: str, version: int | None = None) -> None:
+        """Run several ``ip`` commands (without the leading ``ip``), stopping at an error.
+
+        Args:
+            lines: the commands.
+            version: of IP, for commands that do not show it by an address.
+        """
+        family = [] if version is None else [f"-{version}"]
+        argv = ["ip", *family, "-n", self.name, "-batch", "-"]
+        _command(argv, "".join(f"{line}\n" for line in lines))
 
     def ip_json(self, *argv: str) -> Any:
         """The answer of one ``ip`` query as JSON."""

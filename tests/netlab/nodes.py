@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
 
-    from .topology import Host
+    from .machine import Machine
 
 __all__ = ["PORT", "Node", "Outcome", "endpoint", "launch", "make_file", "run", "sha256", "start"]
 
@@ -38,7 +38,7 @@ class Node:
         inbox: the folder it receives files into.
     """
 
-    host: Host
+    host: Machine
     process: Process
     ready: Event
     inbox: Path
@@ -90,7 +90,7 @@ def endpoint(address: IPv4Address | IPv6Address, port: int = PORT) -> str:
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
-def start(host: Host, *options: str, config: str = "", ephemeral: bool = True) -> Node:
+def start(host: Machine, *options: str, config: str = "", ephemeral: bool = True) -> Node:
     """Start a node on the default address and port; returns when it is ready.
 
     Args:
@@ -103,7 +103,7 @@ def start(host: Host, *options: str, config: str = "", ephemeral: bool = True) -
 
 
 def launch(
-    host: Host, *options: str, config: str = "", ephemeral: bool = True
+    host: Machine, *options: str, config: str = "", ephemeral: bool = True
 ) -> Callable[[], Node]:
     """As :func:`start` without waiting: the result waits until the node is ready."""
     inbox = host.home / f"inbox{len(host.processes)}"
@@ -118,7 +118,7 @@ def launch(
     return lambda: Node(host, process, process.wait_event("ready"), inbox)
 
 
-def run(host: Host, *argv: str, timeout: float = DEFAULT_TIMEOUT) -> Outcome:
+def run(host: Machine, *argv: str, timeout: float = DEFAULT_TIMEOUT) -> Outcome:
     """Run a command to its end, which must come within ``timeout`` seconds."""
     began = time.monotonic()
     process = host.spawn_python("-m", "anyreach", *argv, "--ephemeral", "--json")
@@ -126,7 +126,7 @@ def run(host: Host, *argv: str, timeout: float = DEFAULT_TIMEOUT) -> Outcome:
     return Outcome(code, tuple(process.events), process.stderr, time.monotonic() - began)
 
 
-def make_file(host: Host, name: str, size: int) -> Path:
+def make_file(host: Machine, name: str, size: int) -> Path:
     """A file of incompressible bytes in the host's home; the same for the same name and size."""
     path = host.home / name
     path.write_bytes(random.Random(f"{name} {size}").randbytes(size))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
 
+    from .machine import Machine
     from .process import Process
-    from .topology import Host
 
 __all__ = ["Answer", "SocketSupport", "ask", "ask_in_background", "socket_support", "start_echo"]
 
@@ -48,7 +48,7 @@ class SocketSupport:
     dual: str | None
 
 
-def start_echo(host: Host, *, port: int = 7777) -> Process:
+def start_echo(host: Machine, *, port: int = 7777) -> Process:
     """Start a UDP echo server on every address of the host; returns when it listens."""
     process = host.spawn_python(_SCRIPT, "echo", str(port))
     process.wait_event("listening")
@@ -56,7 +56,7 @@ def start_echo(host: Host, *, port: int = 7777) -> Process:
 
 
 def ask(
-    host: Host,
+    host: Machine,
     address: IPv4Address | IPv6Address,
     *,
     port: int = 7777,
@@ -85,7 +85,12 @@ def ask(
 
 
 def ask_in_background(
-    host: Host, address: IPv4Address | IPv6Address, *, port: int = 7777, tries: int, timeout: float
+    host: Machine,
+    address: IPv4Address | IPv6Address,
+    *,
+    port: int = 7777,
+    tries: int,
+    timeout: float,
 ) -> Callable[[], Answer]:
     """Like :func:`ask`, going on while the test does something; call the result to wait."""
     process = host.spawn_python(
@@ -95,7 +100,7 @@ def ask_in_background(
     return lambda: _answer(process.wait_event("answer"))
 
 
-def socket_support(host: Host) -> SocketSupport:
+def socket_support(host: Machine) -> SocketSupport:
     """Try to make and bind sockets of each family."""
     done = host.python(_SCRIPT, "families")
     return SocketSupport(**json.loads(done.stdout))

@@ -128,9 +128,13 @@ class Process:
 
     def send(self, message: Event) -> None:
         """Write one JSON line to the program's standard input."""
+        self.write(json.dumps(message))
+
+    def write(self, line: str) -> None:
+        """Write one line to the program's standard input."""
         stdin = self._popen.stdin
         assert stdin is not None
-        stdin.write(json.dumps(message) + "\n")
+        stdin.write(line + "\n")
         stdin.flush()
 
     def signal(self, number: signal.Signals) -> None:

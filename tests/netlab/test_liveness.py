@@ -18,14 +18,15 @@ _AT_ONCE = 5.0  # seconds; a bound on liveness, far below the default idle timeo
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_killed_peer_is_noticed_by_the_idle_timeout(lab: Lab, version: int) -> None:
-    b = nodes.start(lab.host("b"))
+    host = lab.host("b")
+    b = nodes.start(host)
     config = f"idle_timeout = {_IDLE}\nkeep_alive_interval = 0.5\n"
     a = nodes.start(lab.host("a"), "--known-peer", b.at(version), config=config)
     a.process.wait_event("connected", lambda e: e["peer_id"] == b.peer_id)
     # The kernel of a killed program answers packets with "port unreachable". Only a machine
     # that vanishes as a whole is silent, so its line goes as well.
     b.process.kill()
-    b.host.line.unplug()
+    host.line.unplug()
     gone = a.process.wait_event("disconnected", lambda e: e["peer_id"] == b.peer_id)
     assert gone["reason"] == "timeout"
 

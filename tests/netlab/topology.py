@@ -7,26 +7,26 @@ prefixes and all traffic between them is routed, never bridged.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Final
 
-from . import no_af_inet6
-from .namespaces import Filter, Namespace
-from .process import DEFAULT_TIMEOUT, Process
+from .emulation import Emulation
+from .machine import Machine
+from .namespaces import Filter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from .emulation import Quality
 
 __all__ = [
     "DUAL_STACK",
     "NO_AF_INET6",
     "NO_V4",
+    "UPLINK",
     "V4_LINK_LOCAL_V6",
     "V4_ONLY",
     "V6_ONLY",
@@ -35,22 +35,16 @@ __all__ = [
     "Internet",
     "Ipv6",
     "Line",
+    "Router",
 ]
 
 V4_NETWORKS: Final = (IPv4Network("203.0.113.0/24"), IPv4Network("198.51.100.0/24"))
 V6_NETWORK: Final = IPv6Network("2001:db8::/32")
 _FIRST_HOST: Final = 10  # below it: the router's own addresses
 _GATEWAY_V6: Final = "fe80::1"
-_INTERFACE: Final = "eth0"
 
-_INHERITED_VARIABLES: Final = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "PYTHONPATH",
-    "VIRTUAL_ENV",
-    "SSLKEYLOGFILE",
-)
+UPLINK: Final = "eth0"
+"""The interface of a host that its line is plugged into."""
 
 
 class Ipv6(Enum):
@@ -75,6 +69,17 @@ class HostKind:
     v6: Ipv6
     loopback_v4: bool = True
 
+    @property
+    def v6_sysctl(self) -> dict[str, int]:
+        """Settings of the kernel that make it so."""
+        disabled = int(self.v6 in (Ipv6.DISABLED, Ipv6.REFUSED))
+        return {
+            "ipv6/conf/all/disable_ipv6": disabled,
+            "ipv6/conf/default/disable_ipv6": disabled,
+            "ipv6/conf/default/accept_dad": 0,
+            "ipv6/conf/default/accept_ra": 0,
+        }
+
 
 DUAL_STACK: Final = HostKind("dual-stack", v4=True, v6=Ipv6.GLOBAL)
 V4_ONLY: Final = HostKind("v4-only", v4=True, v6=Ipv6.DISABLED)
@@ -86,12 +91,25 @@ NO_V4: Final = HostKind("no-v4", v4=False, v6=Ipv6.GLOBAL, loopback_v4=False)
 """No IPv4 address at all."""
 
 
-class Internet(Namespace):
-    """The router in the middle. Routes everything, translates nothing."""
+class Router:
+    """What makes a machine a router that lines lead to. Routes everything, translates nothing.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.sysctl(
+    Attributes:
+        machine: the router.
+        gateway: its IPv4 address as the machines at its lines see it.
+        filter: what it drops.
+    """
+
+    def __init__(
+        self, machine: Machine, v4: Sequence[IPv4Network], v6: IPv6Network | None = None
+    ) -> None:
+        self.machine = machine
+        self.gateway = v4[0][1]
+        self._v4 = v4
+        self._v6 = v6
+        self._allotted = 0
+        self._ports = 0
+        machine.sysctl(
             {
                 "ipv4/ip_forward": 1,
                 "ipv4/conf/all/rp_filter": 0,
@@ -105,16 +123,32 @@ class Internet(Namespace):
                 "ipv6/icmp/ratelimit": 0,
             }
         )
-        self.v4 = V4_NETWORKS[0][1]
-        self.v6 = V6_NETWORK[1]
-        self.ip(
-            "link set lo up",
-            *(f"address add {network[1]}/32 dev lo" for network in V4_NETWORKS),
-            f"address add {self.v6}/128 dev lo nodad",
-        )
-        self.filter = Filter(self)
+        addresses = [f"address add {network[1]}/32 dev lo" for network in v4]
+        if v6 is not None:
+            addresses.append(f"address add {v6[1]}/128 dev lo nodad")
+        machine.ip("link set lo up", *addresses)
+        self.filter = Filter(machine)
 
-    def black_hole(self, *destinations: IPv4Address | IPv6Address) -> list[str]:
+    def allot(self) -> tuple[IPv4Address, IPv6Network | None]:
+        """A fresh IPv4 address, and a fresh /48 where the router has IPv6.
+
+        Neighbours in time are in different IPv4 networks, where the router has several.
+        """
+        index = self._allotted
+        self._allotted += 1
+        v4 = self._v4[index % len(self._v4)][_FIRST_HOST + index // len(self._v4)]
+        if self._v6 is None:
+            return v4, None
+        return v4, IPv6Network((int(self._v6[0]) + ((index + 1) << 80), 48))
+
+    def next_port(self) -> int:
+        """The number of a port that nothing was plugged into yet."""
+        self._ports += 1
+        return self._ports - 1
+
+    def black_hole(
+        self, *destinations: IPv4Address | IPv6Address | IPv4Network | IPv6Network
+    ) -> list[str]:
         """Drop everything to these addresses without a word; returns the rules for removal."""
         rules = [
             f"{'ip' if address.version == 4 else 'ip6'} daddr {address} drop"
@@ -124,193 +158,170 @@ class Internet(Namespace):
         return rules
 
 
-class Line:
-    """The cable between a host and the internet."""
+class Internet(Machine, Router):
+    """The router in the middle."""
 
-    def __init__(self, host: Host, internet: Internet, port: str, *, mtu: int) -> None:
+    def __init__(self, name: str, home: Path) -> None:
+        Machine.__init__(self, name, label="internet", home=home)
+        Router.__init__(self, self, V4_NETWORKS, V6_NETWORK)
+
+
+class Line:
+    """The cable between a host and its router."""
+
+    def __init__(self, host: Host, router: Router, *, mtu: int) -> None:
         self._host = host
-        self._internet = internet
-        self._port = port
+        self.router = router
+        self.number = router.next_port()
+        self.port = f"port{self.number}"
+        """The router's interface."""
         self._limit: list[str] = []
-        host.veth(_INTERFACE, internet, port, mtu=mtu)
+        self._emulation: Emulation | None = None
+        host.veth(UPLINK, router.machine, self.port, mtu=mtu)
         # Packets on a real line are never larger than its MTU. Without this a burst that the
         # sender left to segmentation offload would cross the router as one huge packet, and
         # rules on packet sizes would see the burst.
-        host.ip(f"link set {_INTERFACE} gso_max_segs 1")
-        internet.ip(f"link set {port} gso_max_segs 1")
+        host.ip(f"link set {UPLINK} gso_max_segs 1")
+        router.machine.ip(f"link set {self.port} gso_max_segs 1")
         self.plug()
 
     def plug(self) -> None:
         """Put the cable (back) in."""
         # A downed interface forgets its IPv6 addresses and all its routes.
+        host = self._host
         lines = [
-            f"link set {self._port} up",
-            f"address replace {_GATEWAY_V6}/64 dev {self._port} nodad",
+            f"link set {self.port} up",
+            f"address replace {_GATEWAY_V6}/64 dev {self.port} nodad",
         ]
-        if self._host.v4 is not None:
-            lines.append(f"route replace {self._host.v4}/32 dev {self._port}")
-        if self._host.v6 is not None:
-            lines.append(
-                f"route replace {self._host.v6_prefix} via {self._host.link_local} dev {self._port}"
-            )
-        self._internet.ip(*lines)
+        if host.v4 is not None:
+            lines.append(f"route replace {host.v4}/32 dev {self.port}")
+            lines += [
+                f"route replace {network} via {host.v4} dev {self.port} onlink"
+                for network in host.routed
+                if network.version == 4
+            ]
+        if host.v6 is not None:
+            lines += [
+                f"route replace {network} via {host.link_local} dev {self.port}"
+                for network in (host.v6_prefix, *host.routed)
+                if network is not None and network.version == 6
+            ]
+        self.router.machine.ip(*lines)
 
     def unplug(self) -> None:
         """Pull the cable at the far end: the host loses its carrier, sends vanish silently."""
-        self._internet.ip(f"link set {self._port} down")
+        self.router.machine.ip(f"link set {self.port} down")
 
     def set_mtu(self, mtu: int) -> None:
         """Set the MTU at both ends; the router tells senders (ICMP) as routers should."""
-        self._host.ip(f"link set {_INTERFACE} mtu {mtu}")
-        self._internet.ip(f"link set {self._port} mtu {mtu}")
+        self._host.ip(f"link set {UPLINK} mtu {mtu}")
+        self.router.machine.ip(f"link set {self.port} mtu {mtu}")
 
     def drop_larger_than(self, size: int | None) -> None:
         """Drop IP packets above ``size`` bytes in both directions, silently; ``None`` ends it."""
-        self._internet.filter.remove(self._limit)
+        self.router.filter.remove(self._limit)
         self._limit = []
         if size is not None:
-            self._limit = [
-                f'{direction} "{self._port}" meta length > {size} drop'
-                for direction in ("iifname", "oifname")
-            ]
-            self._internet.filter.add(self._limit)
+            self._limit = self.rules(f"meta length > {size} drop")
+            self.router.filter.add(self._limit)
+
+    def rules(self, rest: str) -> list[str]:
+        """An nftables rule for the router's filter, once per direction on this line."""
+        return [f'{direction} "{self.port}" {rest}' for direction in ("iifname", "oifname")]
+
+    def emulate(self, quality: Quality) -> None:
+        """Give the line delay, jitter, loss or a rate from now on, the same in both directions.
+
+        Packets under way are not lost when the quality of a line that has one is changed.
+        """
+        if self._emulation is None:
+            self._emulation = Emulation(self.router.machine, self.number, self.port)
+            self._emulation.route(self._host.networks)
+        self._emulation.set(quality)
+
+    def readdressed(self) -> None:
+        """Follow a change of the host's addresses."""
+        self.plug()
+        if self._emulation is not None:
+            self._emulation.route(self._host.networks)
 
 
-class Host(Namespace):
-    """A machine attached to the internet.
+class Host(Machine):
+    """A machine attached to a router by a line.
 
     Attributes:
-        v4, v6: its public addresses, ``None`` for a family it does not have.
-        home: its private home directory.
+        kind: what kind of line it has.
+        v4, v6: its addresses on the line: public ones at the internet router.
+        v6_prefix: the /64 they say is on its line.
+        routed: further networks that the router sends here, for a host that is a router too.
         line: its cable.
     """
 
     def __init__(
         self,
         name: str,
-        internet: Internet,
+        router: Router,
         kind: HostKind,
         *,
         label: str,
-        index: int,
         home: Path,
         mtu: int,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, label=label, home=home, refuse_inet6=kind.v6 is Ipv6.REFUSED)
         self.kind = kind
-        self.label = label
-        self.home = home
-        self.processes: list[Process] = []
-        number = _FIRST_HOST + index // len(V4_NETWORKS)
-        self.v4 = V4_NETWORKS[index % len(V4_NETWORKS)][number] if kind.v4 else None
-        self.v6_prefix = IPv6Network((int(V6_NETWORK[0]) + ((index + 1) << 80), 64))
-        self.v6 = self.v6_prefix[1] if kind.v6 is Ipv6.GLOBAL else None
-        self.link_local = f"fe80::{index + 0x100:x}"
-        home.mkdir()
-        self.etc_files({"hosts": _hosts_file({}), "nsswitch.conf": "hosts: files\n"})
-        disabled = int(kind.v6 in (Ipv6.DISABLED, Ipv6.REFUSED))
-        self.sysctl(
-            {
-                "ipv6/conf/all/disable_ipv6": disabled,
-                "ipv6/conf/default/disable_ipv6": disabled,
-                "ipv6/conf/default/accept_dad": 0,
-                "ipv6/conf/default/accept_ra": 0,
-            }
-        )
+        self.routed: list[IPv4Network | IPv6Network] = []
+        v4, v6 = router.allot()
+        self.v4 = v4 if kind.v4 else None
+        self.v6_site = v6
+        """The /48 it may use: the first /64 is on its line."""
+        self.v6_prefix = None if v6 is None else IPv6Network((v6[0], 64))
+        has_v6 = kind.v6 is Ipv6.GLOBAL and self.v6_prefix is not None
+        self.v6 = self.v6_prefix[1] if has_v6 and self.v6_prefix is not None else None
+        self.link_local = "fe80::100"
+        self.sysctl(kind.v6_sysctl)
         self.ip("link set lo up")
         if not kind.loopback_v4:
             self.ip("address delete 127.0.0.1/8 dev lo")
-        self.line = Line(self, internet, f"port{index}", mtu=mtu)
+        self.line = Line(self, router, mtu=mtu)
         self.interface_up()
 
-    def address(self, version: int) -> IPv4Address | IPv6Address:
-        """Its public address of IP version 4 or 6.
-
-        Raises:
-            ValueError: it has none.
-        """
-        found = {4: self.v4, 6: self.v6}[version]
-        if found is None:
-            raise ValueError(f"{self.label} ({self.kind.name}) has no IPv{version} address")
-        return found
+    @property
+    def networks(self) -> list[IPv4Network | IPv6Network]:
+        """Everything the router sends here."""
+        own: list[IPv4Network | IPv6Network] = list(self.routed)
+        if self.v4 is not None:
+            own.append(IPv4Network(self.v4))
+        if self.v6 is not None and self.v6_prefix is not None:
+            own.append(self.v6_prefix)
+        return own
 
     def interface_up(self) -> None:
         """Switch the interface on (again) with its addresses and routes."""
-        lines = [f"link set {_INTERFACE} up"]
+        lines = [f"link set {UPLINK} up"]
         if self.v4 is not None:
             lines += [
-                f"address replace {self.v4}/32 dev {_INTERFACE}",
-                f"route replace default via {V4_NETWORKS[0][1]} dev {_INTERFACE} onlink",
+                f"address replace {self.v4}/32 dev {UPLINK}",
+                f"route replace default via {self.line.router.gateway} dev {UPLINK} onlink",
             ]
         if self.v6 is not None:
             lines += [
-                f"address replace {self.link_local}/64 dev {_INTERFACE} nodad",
-                f"address replace {self.v6}/64 dev {_INTERFACE} nodad",
-                f"route replace default via {_GATEWAY_V6} dev {_INTERFACE}",
+                f"address replace {self.link_local}/64 dev {UPLINK} nodad",
+                f"address replace {self.v6}/64 dev {UPLINK} nodad",
+                f"route replace default via {_GATEWAY_V6} dev {UPLINK}",
             ]
         self.ip(*lines)
 
     def interface_down(self) -> None:
         """Switch the host's own interface off: sends now fail with ENETUNREACH."""
-        self.ip(f"link set {_INTERFACE} down")
+        self.ip(f"link set {UPLINK} down")
 
-    def unreachable(self, *destinations: IPv4Address | IPv6Address) -> None:
-        """Make sends to these addresses fail at once with EHOSTUNREACH."""
-        self.ip(*(f"route add unreachable {address}" for address in destinations))
-
-    def resolve(self, names: Mapping[str, Sequence[IPv4Address | IPv6Address]]) -> None:
-        """Let programs started from now on resolve these names, and no others."""
-        self.etc_files({"hosts": _hosts_file(names)})
-
-    def run(
-        self, argv: Sequence[str], *, timeout: float = DEFAULT_TIMEOUT
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; the exit status is the caller's to judge.
-
-        Raises:
-            subprocess.TimeoutExpired: it took more than ``timeout`` seconds.
-        """
-        return subprocess.run(
-            self._launch(argv),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=self._environment(),
-            cwd=self.home,
-            timeout=timeout,
-            check=False,
-        )
-
-    def spawn(self, argv: Sequence[str]) -> Process:
-        """Start a command; it is killed with the lab if it still runs then."""
-        process = Process(
-            self.label, self._launch(argv), env=self._environment(), cwd=str(self.home)
-        )
-        self.processes.append(process)
-        return process
-
-    def python(
-        self, *argv: str, timeout: float = DEFAULT_TIMEOUT
-    ) -> subprocess.CompletedProcess[str]:
-        """Run the Python of the tests with these arguments (``"-c", source`` or a file)."""
-        return self.run([sys.executable, *argv], timeout=timeout)
-
-    def spawn_python(self, *argv: str) -> Process:
-        """Start the Python of the tests with these arguments."""
-        return self.spawn([sys.executable, *argv])
-
-    def _launch(self, argv: Sequence[str]) -> list[str]:
-        if self.kind.v6 is Ipv6.REFUSED:
-            argv = [sys.executable, "-I", "-S", no_af_inet6.__file__, *argv]
-        return self.enter(argv)
-
-    def _environment(self) -> dict[str, str]:
-        # Nothing of the tester's own (configuration folder, proxies) may leak into a host.
-        inherited = {key: os.environ[key] for key in _INHERITED_VARIABLES if key in os.environ}
-        return {**inherited, "HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
-
-
-def _hosts_file(names: Mapping[str, Sequence[IPv4Address | IPv6Address]]) -> str:
-    lines = ["127.0.0.1 localhost", "::1 localhost"]
-    lines += [f"{address} {name}" for name, addresses in names.items() for address in addresses]
-    return "\n".join(lines) + "\n"
+    def readdress(self) -> None:
+        """Get a new IPv4 address from the router, as after a new dial-in. Does not flush NATs."""
+        old = self.v4
+        if old is None:
+            raise ValueError(f"{self.label} has no IPv4 address to change")
+        self.v4, _ = self.line.router.allot()
+        self.ip(f"address delete {old}/32 dev {UPLINK}")
+        self.interface_up()
+        self.line.router.machine.ip(f"route delete {old}/32")
+        self.line.readdressed()
