@@ -24,9 +24,9 @@ HALF_LIFE: Final = 3600.0
 """Seconds after which an outcome counts half. Outages last minutes and are forgiven within the
 day; a relay that fails every evening is still known for it an hour later."""
 
-MAX_WEIGHT: Final = 32.0
+MAX_WEIGHT: Final = 16.0
 """Most evidence one score holds. More would make a long good record outlive a relay's death: with
-this limit ten failures in a row halve any record."""
+this limit about ten failures in a row take the best record down to a half."""
 
 MAX_SCORES: Final = 4096
 """Scores kept, three for each of the connections a node may have by default, and some more."""
