@@ -356,7 +356,7 @@ impl Table {
             .entries
             .iter()
             .filter(|entry| entry.opened_by == self.us)
-            .min_by_key(|entry| entry.last_used)
+            .min_by_key(|entry| (entry.last_used, entry.id))
             .filter(|entry| now.saturating_duration_since(entry.last_used) >= self.idle)
             .map(|entry| entry.id);
         let Some(id) = longest_idle else {
