@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 from anyreach.addresses import Scope, SocketAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from anyreach.candidates import InterfaceAddress
     from anyreach.nat import NatReport
     from anyreach.peer import PeerId
@@ -122,7 +124,8 @@ class Surroundings:
 
     Attributes:
         host: its addresses on this machine, with the bound port.
-        external: its addresses that enough peers agree on; see :mod:`anyreach.observed`.
+        external: its addresses as peers report them, best supported first; see
+            :mod:`anyreach.observed`. Those of this machine or this site may be among them.
         nat: what is known about a NAT.
         on_link: addresses of the interfaces; whoever is on one of their networks is no stranger.
         udp_blocked: whether relays answer over TCP only.
@@ -198,8 +201,10 @@ def judge(surroundings: Surroundings, evidence: Evidence) -> Reachability:
 def _judge_family(family: Family, around: Surroundings, evidence: Evidence) -> FamilyVerdict:
     if around.udp_blocked:
         return FamilyVerdict(family, "unreachable", "UDP does not get through this network")
-    external = [address for address in around.external if address.version == family]
-    translated = bool(external) and not set(external) & set(around.host)
+    # One observer that sees another address is enough to ask for better proof; one inside the
+    # site, who sees the address of this machine, is not enough to be content with less.
+    outside = [a for a in _outward(family, around.external) if a not in around.host]
+    translated = bool(outside)
     probes = sorted((p for p in evidence.probes if p.family == family), key=lambda p: p.at)
     proofs = [
         (entry.at, f"{entry.remote} connected by itself")
@@ -220,19 +225,19 @@ def _judge_family(family: Family, around: Surroundings, evidence: Evidence) -> F
         number = "a probe" if len(failed) == 1 else f"{len(failed)} probes"
         relays = ", ".join(dict.fromkeys(f"{probe.relay.short}…" for probe in failed))
         return FamilyVerdict(family, "unreachable", f"{number} through {relays} did not come in")
-    return _without_proof(family, around, external, translated=translated)
+    return _without_proof(family, around, outside)
 
 
 def _without_proof(
-    family: Family, around: Surroundings, external: list[SocketAddress], *, translated: bool
+    family: Family, around: Surroundings, outside: list[SocketAddress]
 ) -> FamilyVerdict:
-    if translated:
+    if outside:
         if around.nat.mapping == "address-and-port-dependent":
             return FamilyVerdict(
                 family, "unreachable", "the NAT gives every destination another port"
             )
         return FamilyVerdict(
-            family, "unknown", f"behind a NAT at {external[0].ip}; nobody unknown got in so far"
+            family, "unknown", f"behind a NAT at {outside[0].ip}; nobody unknown got in so far"
         )
     public = [a for a in around.host if a.version == family and a.scope is Scope.GLOBAL]
     if public:
@@ -244,12 +249,14 @@ def _without_proof(
 
 def _has_family(family: Family, around: Surroundings) -> bool:
     """Whether the node may talk to the world over ``family``."""
-    if any(address.version == family for address in around.external):
-        return True
-    scopes = {address.scope for address in around.host if address.version == family}
+    return bool(_outward(family, around.host) or _outward(family, around.external))
+
+
+def _outward(family: Family, addresses: Iterable[SocketAddress]) -> list[SocketAddress]:
+    """Addresses of ``family`` a way out of this site may begin at."""
     # Private IPv4 addresses usually have a NAT that leads out; unique-local IPv6 ones do not.
-    outward = {Scope.GLOBAL, Scope.CGN, Scope.PRIVATE} if family == 4 else {Scope.GLOBAL}
-    return bool(scopes & outward)
+    scopes = {Scope.GLOBAL, Scope.CGN, Scope.PRIVATE} if family == 4 else {Scope.GLOBAL}
+    return [a for a in addresses if a.version == family and a.scope in scopes]
 
 
 def _is_stranger(entry: Inbound, around: Surroundings) -> bool:

@@ -112,6 +112,18 @@ def test_behind_a_nat_only_a_probe_from_a_stranger_counts() -> None:
     assert not judge(BEHIND_NAT, from_elsewhere).needs_reservation
 
 
+def test_a_neighbour_does_not_make_the_nat_go_away() -> None:
+    where = around("192.168.1.2", external=(address("192.168.1.2"), address("20.1.0.1", 5000)))
+    result = judge(where, Evidence().with_probe(probe(True)))
+    assert result.needs_reservation
+    assert "behind a NAT at 20.1.0.1" in str(result)
+
+
+def test_what_is_seen_within_the_machine_or_site_makes_no_family() -> None:
+    where = around("127.0.0.1", external=(address("127.0.0.1"), address("::1"), address("fd00::1")))
+    assert judge(where, Evidence()) == Reachability()
+
+
 def test_a_probe_that_does_not_arrive() -> None:
     result = judge(PUBLIC, Evidence().with_probe(probe(False)))
     assert str(result) == f"IPv4 unreachable: a probe through {RELAY.short}… did not come in"
