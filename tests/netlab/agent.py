@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from . import nodes
 from .process import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from .lab import Lab
+    from .machine import Machine
     from .process import Event, Process
     from .topology import Host
 
@@ -29,20 +30,29 @@ class Finished(Protocol):
     def __call__(self, *, timeout: float) -> Event: ...
 
 
-class Agent:
+_HostT_co = TypeVar("_HostT_co", bound="Machine", covariant=True)
+
+
+class Agent(Generic[_HostT_co]):
     """One node in a process of its own."""
 
-    def __init__(self, host: Host, **config: object) -> None:
+    def __init__(self, host: _HostT_co, **config: object) -> None:
         self.host = host
         self.process: Process = host.spawn_python(_SCRIPT)
         self.process.send(config)
         self.peer_id = str(self.process.wait_event("ready")["peer_id"])
         self._tags = itertools.count()
 
-    def connect(self, other: Agent, version: int) -> None:
+    def connect(self, other: Agent[Machine], version: int) -> None:
         """Connect to another agent by its id and address of that IP version."""
         peer = f"{other.peer_id}@{nodes.endpoint(other.host.address(version))}"
         self.process.send({"do": "connect", "peer": peer})
+        self.process.wait_event("connected")
+        other.process.wait_event("accepted")
+
+    def connect_by_id(self, other: Agent[Machine]) -> None:
+        """Connect to another agent that the known peers of both tell of."""
+        self.process.send({"do": "connect", "peer": other.peer_id})
         self.process.wait_event("connected")
         other.process.wait_event("accepted")
 
@@ -79,7 +89,7 @@ class Agent:
         return self.process.named("lost")
 
 
-def pair(lab: Lab, version: int, **config: object) -> tuple[Agent, Agent]:
+def pair(lab: Lab, version: int, **config: object) -> tuple[Agent[Host], Agent[Host]]:
     """Two agents on new hosts ``a`` and ``b``, connected by ``a``, both with this configuration."""
     a, b = (Agent(lab.host(name), **config) for name in ("a", "b"))
     a.connect(b, version)

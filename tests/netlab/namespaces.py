@@ -64,6 +64,10 @@ class Namespace:
         """Apply an nftables script as one transaction."""
         _command(self.enter(["nft", "-f", "-"]), script)
 
+    def nft_json(self, query: str) -> Any:
+        """The answer of one nftables query as JSON."""
+        return json.loads(_command(self.enter(["nft", "-j", *query.split()])))
+
     def etc_files(self, files: Mapping[str, str]) -> None:
         """Give programs started in here from now on their own ``/etc/<name>`` files."""
         folder = reaper.NETNS_CONFIG / self.name

@@ -33,7 +33,10 @@ async def main() -> None:
     config = P2pConfig(**json.loads(await stdin.readline()))
     async with Node(config) as node, asyncio.TaskGroup() as tasks:
         _emit("ready", peer_id=str(node.peer_id))
-        accepting = tasks.create_task(_accept(node, tasks))
+        serving = [
+            tasks.create_task(_accept(node, tasks)),
+            tasks.create_task(_tell_of_relays(node)),
+        ]
         connection: Connection | None = None
         while line := await stdin.readline():
             command = json.loads(line)
@@ -52,13 +55,20 @@ async def main() -> None:
                 case "close":
                     assert connection is not None
                     connection.close()
-        accepting.cancel()
+        for task in serving:
+            task.cancel()
 
 
 async def _accept(node: Node, tasks: asyncio.TaskGroup) -> None:
     async for connection in node.incoming():
         _emit("accepted", peer_id=str(connection.peer_id))
         tasks.create_task(_serve(connection, tasks))
+
+
+async def _tell_of_relays(node: Node) -> None:
+    async for event in node.events():
+        if event.event == "relay":
+            print(json.dumps(event.to_dict()), flush=True)
 
 
 async def _serve(connection: Connection, tasks: asyncio.TaskGroup) -> None:

@@ -137,6 +137,11 @@ class Process:
         stdin.write(line + "\n")
         stdin.flush()
 
+    def end_input(self) -> None:
+        """Close the program's standard input."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the program."""
         self._popen.send_signal(number)
