@@ -10,6 +10,7 @@
 mod backoff;
 mod bridge;
 mod counters;
+mod dialers;
 mod directory;
 mod race;
 mod remotes;
@@ -24,6 +25,7 @@ pub use self::{
     backoff::{FIRST_DELAY, MAX_DELAY, STABLE_AFTER},
     bridge::RemoteError,
     counters::TunnelCounters,
+    dialers::Dialers,
     directory::TunnelDirectory,
     race::{CARRIER_TIMEOUT, Won, race},
     remotes::{MAX_REMOTES, REMOTE_IDLE, RemotesFull},

@@ -1,15 +1,38 @@
-//! Several ways to one end, each with a head start over the next (RFC 8305). Knows nothing of what
-//! is tried.
+//! Happy Eyeballs (RFC 8305): several ways to one end, each with a head start over the next. Knows
+//! nothing of what is tried.
 
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
+    net::SocketAddr,
     pin::Pin,
     task::Poll,
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep_until};
+
+/// Head start of one address over the next: the Connection Attempt Delay (section 5).
+pub(crate) const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Addresses of one relay tried at most: two families, a few each. More are a sign of nothing good.
+const MAX_ADDRESSES: usize = 8;
+
+/// The families in turn, that of the first address first (section 4); at most [`MAX_ADDRESSES`].
+pub(crate) fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first_is_v4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
+    let of = |v4: bool| addresses.iter().filter(move |addr| addr.is_ipv4() == v4);
+    let (mut first, mut second) = (of(first_is_v4), of(!first_is_v4));
+    let mut order = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        order.extend(pair.into_iter().flatten());
+        if pair == [None, None] || order.len() >= MAX_ADDRESSES {
+            order.truncate(MAX_ADDRESSES);
+            return order;
+        }
+    }
+}
 
 /// What came of it.
 #[derive(Debug)]
@@ -84,6 +107,28 @@ async fn any_of<F: Future>(running: &mut Vec<(usize, Pin<Box<F>>)>) -> (usize, F
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let order = |list: &[&str]| -> Vec<String> {
+            let addresses: Vec<SocketAddr> = list
+                .iter()
+                .map(|text| text.parse().expect("an address"))
+                .collect();
+            interleaved(&addresses)
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
+        let (six, four) = (["[::1]:1", "[::2]:1", "[::3]:1"], "192.0.2.1:1");
+        assert_eq!(
+            order(&[six[0], six[1], six[2], four]),
+            [six[0], four, six[1], six[2]]
+        );
+        assert_eq!(order(&[four, six[0]]), [four, six[0]]);
+        assert!(order(&[]).is_empty());
+        assert_eq!(order(&[four; 20]).len(), MAX_ADDRESSES);
+    }
 
     const MS: Duration = Duration::from_millis(1);
 

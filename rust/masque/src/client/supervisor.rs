@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use anyreach_net::MuxHandle;
 use anyreach_quic::{PeerId, tls::crypto_provider};
 use tokio::{
     sync::{Notify, watch},
@@ -160,6 +161,8 @@ pub(super) struct Supervisor {
     pub(super) persist: bool,
     /// Its place under the engine's socket, given back at the end.
     pub(super) port: anyreach_net::Tunnel,
+    /// That socket.
+    pub(super) socket: MuxHandle,
 }
 
 /// What ends a wait for the next try.
@@ -224,8 +227,8 @@ impl Supervisor {
                 retry_at: retry_at.into_std(),
             })));
             match self.wait_until(retry_at).await {
-                Wake::Now => {}
-                Wake::Closing => return closed_here(),
+                Wake::Now if self.socket.local_addr().is_ok() => {}
+                Wake::Now | Wake::Closing => return closed_here(),
             }
         }
     }

@@ -106,6 +106,7 @@ impl Tunnels {
             },
             persist,
             port,
+            socket: self.socket.clone(),
         };
         let mut open = self.table();
         open.retain(|_, handle| handle.strong_count() > 0);
