@@ -63,6 +63,8 @@ pub(super) struct Table {
     ours: usize,
     /// No registrations before this.
     paused_until: Option<Instant>,
+    /// No context of ours is idle before this: spares a look at all of them for every packet.
+    none_idle_until: Option<Instant>,
 }
 
 impl Table {
@@ -84,6 +86,7 @@ impl Table {
             unanswered: 0,
             ours: 0,
             paused_until: None,
+            none_idle_until: None,
         }
     }
 
@@ -352,16 +355,22 @@ impl Table {
 
     /// Closes the context of ours that was not used for longest, if that was long enough.
     fn make_room(&mut self, now: Instant, capsules: &mut Vec<Capsule>) -> bool {
-        let longest_idle = self
+        if self.ours == 0 || self.none_idle_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        let ours = self
             .entries
             .iter()
-            .filter(|entry| entry.opened_by == self.us)
-            .min_by_key(|entry| (entry.last_used, entry.id))
-            .filter(|entry| now.saturating_duration_since(entry.last_used) >= self.idle)
-            .map(|entry| entry.id);
-        let Some(id) = longest_idle else {
+            .filter(|entry| entry.opened_by == self.us);
+        let Some(oldest) = ours.min_by_key(|entry| (entry.last_used, entry.id)) else {
             return false;
         };
+        let id = oldest.id;
+        // Contexts used or opened from now on become idle later than this one.
+        self.none_idle_until = oldest.last_used.checked_add(self.idle);
+        if now.saturating_duration_since(oldest.last_used) < self.idle {
+            return false;
+        }
         self.remove(id);
         capsules.push(Capsule::CompressionClose(id));
         true
