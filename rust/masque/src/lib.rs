@@ -6,3 +6,10 @@
 //! policy, in Python. Nor how bytes are laid out; that is `anyreach-wire`.
 
 pub mod carrier;
+pub mod client;
+pub mod contexts;
+pub mod h2;
+pub mod h3;
+pub mod https;
+pub mod relay;
+pub mod server;
