@@ -321,7 +321,7 @@ class Host(Machine):
         if old is None:
             raise ValueError(f"{self.label} has no IPv4 address to change")
         self.v4, _ = self.line.router.allot()
-        self.ip(f"address delete {old}/32 dev {UPLINK}")
+        self.ip(f"address flush dev {UPLINK}", version=4)
         self.interface_up()
         self.line.router.machine.ip(f"route delete {old}/32")
         self.line.readdressed()
