@@ -164,6 +164,9 @@ pub struct Refused {
     pub headers: HeaderMap,
 }
 
+/// What a relay decides about a request: a tunnel, or what to answer instead.
+pub type Decision = Result<(Accepted, Arc<dyn TunnelIn>), Refused>;
+
 /// A relay as the carriers see it: decides about requests, then is called for what arrives.
 pub trait Service: Send + Sync + 'static {
     /// Decides about one extended CONNECT request. `out` may be used at once; what is sent before
@@ -173,7 +176,7 @@ pub trait Service: Send + Sync + 'static {
         client: &'a Client,
         request: &'a Request<()>,
         out: Arc<dyn TunnelOut>,
-    ) -> BoxFuture<'a, Result<(Accepted, Arc<dyn TunnelIn>), Refused>>;
+    ) -> BoxFuture<'a, Decision>;
 }
 
 /// Why a carrier to a relay, or a request on it, came to nothing.
@@ -200,6 +203,9 @@ impl CarrierError {
     }
 }
 
+/// What came of a request to a relay: its answer and the way into the tunnel, or why not.
+pub type Opening = Result<(Response<()>, Arc<dyn TunnelOut>), CarrierError>;
+
 /// An open HTTP connection to a relay. Dropping the last handle closes it.
 pub trait ClientCarrier: Send + Sync + fmt::Debug + 'static {
     /// Which HTTP it is.
@@ -213,11 +219,8 @@ pub trait ClientCarrier: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     /// [`CarrierError`]; a response outside 2xx is `refused` with its status and `proxy-status`.
-    fn open<'a>(
-        &'a self,
-        request: Request<()>,
-        input: Arc<dyn TunnelIn>,
-    ) -> BoxFuture<'a, Result<(Response<()>, Arc<dyn TunnelOut>), CarrierError>>;
+    fn open<'a>(&'a self, request: Request<()>, input: Arc<dyn TunnelIn>)
+    -> BoxFuture<'a, Opening>;
 
     /// Waits until the connection has ended, and says why.
     fn closed(&self) -> BoxFuture<'_, String>;

@@ -1,0 +1,9 @@
+//! HTTP/3 carriers between real endpoints on loopback, with a service that writes down what it
+//! is told, and peers that break the rules.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+mod endings;
+mod hostile;
+mod requests;
+mod support;
+mod tunnels;
