@@ -5,7 +5,8 @@ looked at *after* the kernel chose a port, and the choice is kept in dynamic map
 inside endpoint to the outside one) is asked first for the next flow, ``inward`` (from the outside
 port to the inside endpoint) lets in what belongs to no flow. ``permitted`` holds whom an inside
 endpoint has sent to. What differs from the userspace NAT: connection tracking counts inbound
-packets as a sign of life, too, and filters do not apply to hairpinned packets.
+packets as a sign of life, too, filters do not apply to hairpinned packets, and no host reaches
+itself by hairpinning.
 """
 
 from __future__ import annotations

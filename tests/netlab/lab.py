@@ -182,6 +182,19 @@ class Lab:
             host.environment["HTTPS_PROXY"] = site.proxy.url
         return host
 
+    def move(self, host: Host | LanHost, site: Site) -> None:
+        """Unplug a host of one site and plug it in behind the router of another.
+
+        Raises:
+            ValueError: one of the sites has no router.
+        """
+        if not isinstance(host, LanHost) or site.gateway is None:
+            raise ValueError(f"{host.label} cannot move to {site.label}: it takes two routers")
+        (old,) = (other for other in self.sites.values() if host in other.hosts)
+        host.move(site.gateway)
+        old.hosts.remove(host)
+        site.hosts.append(host)
+
     @contextlib.contextmanager
     def cut(self, a: Site, b: Site) -> Iterator[None]:
         """Drop all packets between two sites within the block; both keep the internet."""
