@@ -9,7 +9,7 @@ use crate::TapFactory;
 
 /// Paths of one connection that may be open at once. Relayed and direct are two; probing a few
 /// candidates at a time and a change of network take the rest.
-const MAX_PATHS: u32 = 8;
+pub(crate) const MAX_PATHS: u32 = 8;
 
 /// A relay that has not answered for this long is gone: two keep-alives and some time for the
 /// second to be repeated.

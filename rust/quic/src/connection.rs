@@ -1,6 +1,7 @@
 //! An established connection to a peer, as the rest of the program sees it.
 
 mod notices;
+mod opening;
 mod paths;
 
 use std::{
@@ -14,10 +15,18 @@ use std::{
 
 use noq::{ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
 
+pub(crate) use self::paths::path_number;
 use self::paths::{FirstPath, PathTable};
-pub use self::paths::{PathSnapshot, RelayHint};
+pub use self::{
+    opening::PathOptions,
+    paths::{PathSnapshot, RelayHint},
+};
 use crate::{
-    CloseReason, PeerId, code, control::Notices, directory::DirectorySlot, registry::ConnectionKey,
+    CloseReason, PeerId, code,
+    control::Notices,
+    crypto::{Activity, HandshakeInfo},
+    directory::DirectorySlot,
+    registry::ConnectionKey,
 };
 
 /// A connection to one peer. Clones are handles to the same connection; it lives until either
@@ -36,6 +45,7 @@ struct Inner {
     paths: PathTable,
     directory: DirectorySlot,
     notices: Notices,
+    activity: Arc<Activity>,
     /// Why this side closed, where the engine only knows that it did.
     closed_locally: OnceLock<CloseReason>,
     /// Somebody outside this crate was given it; see [`Connection::claim`].
@@ -86,6 +96,9 @@ pub(crate) struct Handshake {
 impl Connection {
     pub(crate) fn new(key: ConnectionKey, handshake: Handshake) -> Self {
         let paths = PathTable::new();
+        let info = handshake.engine.handshake_data();
+        let info = info.and_then(|data| data.downcast::<HandshakeInfo>().ok());
+        let activity = info.map_or_else(Arc::default, |info| info.activity);
         let connection = Self(Arc::new(Inner {
             key,
             engine: handshake.engine,
@@ -97,6 +110,7 @@ impl Connection {
             paths,
             directory: handshake.directory,
             notices: Notices::new(Instant::now()),
+            activity,
             closed_locally: OnceLock::new(),
             capabilities: OnceLock::new(),
             claimed: AtomicBool::new(false),

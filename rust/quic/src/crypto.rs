@@ -1,6 +1,7 @@
 //! The cryptographic side of a connection: TLS configuration, the session the engine
 //! drives, and the place where packets can be seen in clear.
 
+mod activity;
 pub mod https;
 mod retry;
 mod session;
@@ -8,6 +9,7 @@ mod tap;
 pub mod tls;
 mod token_key;
 
+pub(crate) use activity::Activity;
 pub(crate) use session::HandshakeInfo;
 pub use session::SessionConfig;
 pub use tap::{PacketTap, TapFactory};

@@ -4,8 +4,10 @@ mod admission;
 mod conversation;
 mod dial;
 mod http;
+mod more_paths;
 mod news;
 mod notices;
+mod steward;
 mod supervise;
 
 use std::{

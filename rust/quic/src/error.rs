@@ -35,7 +35,8 @@ const NO_APPLICATION_PROTOCOL: u8 = 120;
 #[error("{detail}")]
 pub struct DialError {
     /// For programs: `handshake-timeout`, `refused`, `unreachable`, `peer-id-mismatch`,
-    /// `key-exchange`, `tls`, `protocol`, `self`, `closed`, `cancelled` or `internal`.
+    /// `key-exchange`, `tls`, `protocol`, `self`, `closed`, `cancelled` or `internal`; for further
+    /// paths of a connection also `limit` and `not-dialed`.
     pub reason: &'static str,
     /// For people, one sentence.
     pub detail: String,

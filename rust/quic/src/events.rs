@@ -49,8 +49,12 @@ pub enum Event {
     PathsChanged {
         /// Of which connection.
         connection: Connection,
-        /// The last change, `established` or `abandoned`.
+        /// The change that matters most: `failover` (the path in use is gone, another is in its
+        /// place), `better` (another path is used), `roamed` (the address of the path in use has
+        /// changed), or the last one of `established` and `abandoned`.
         reason: &'static str,
+        /// If a path was given up because it died: how long it had been silent.
+        silent: Option<Duration>,
     },
     /// The peer said how it can be reached; see [`Connection::reach`]. Several announcements may be
     /// told as one.
@@ -93,7 +97,7 @@ struct State {
     lifecycle: VecDeque<(WeakConnection, Option<CloseReason>)>,
     /// The connections of the latest connects among them.
     held: VecDeque<Connection>,
-    paths: HashMap<ConnectionKey, (WeakConnection, &'static str)>,
+    paths: HashMap<ConnectionKey, (WeakConnection, &'static str, Option<Duration>)>,
     observed: HashMap<(ConnectionKey, u32), (WeakConnection, SocketAddr, Duration)>,
     reach: HashMap<ConnectionKey, WeakConnection>,
     /// By who told us and who looks.
@@ -158,10 +162,15 @@ impl Journal {
         });
     }
 
-    pub(crate) fn paths_changed(&self, connection: &Connection, reason: &'static str) {
+    pub(crate) fn paths_changed(
+        &self,
+        connection: &Connection,
+        reason: &'static str,
+        silent: Option<Duration>,
+    ) {
         let (key, weak) = (connection.id(), connection.downgrade());
         self.change(|state| {
-            state.paths.insert(key, (weak, reason));
+            state.paths.insert(key, (weak, reason, silent));
         });
     }
 
@@ -235,10 +244,16 @@ impl State {
                 Some(reason) => Event::Disconnected { connection, reason },
             })
         });
-        let paths = self.paths.drain().filter_map(|(_, (weak, reason))| {
-            let connection = weak.upgrade()?;
-            Some(Event::PathsChanged { connection, reason })
-        });
+        let paths = self
+            .paths
+            .drain()
+            .filter_map(|(_, (weak, reason, silent))| {
+                Some(Event::PathsChanged {
+                    connection: weak.upgrade()?,
+                    reason,
+                    silent,
+                })
+            });
         let observed =
             self.observed
                 .drain()

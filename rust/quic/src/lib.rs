@@ -16,13 +16,14 @@ mod endpoint;
 mod error;
 mod events;
 mod identity;
+mod paths;
 mod reach;
 mod registry;
 mod throttle;
 
 pub use anyreach_net::{BindError, IpMode};
 pub use config::EndpointConfig;
-pub use connection::{Connection, PathSnapshot, RelayHint};
+pub use connection::{Connection, PathOptions, PathSnapshot, RelayHint};
 pub use crypto::{PacketTap, SessionConfig, TapFactory, https, tls};
 pub use directory::{Directory, Resolved};
 pub use endpoint::{DialOutcome, Endpoint, EndpointError, HttpConnection};

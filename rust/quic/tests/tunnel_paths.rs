@@ -13,7 +13,7 @@
 mod common;
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -23,7 +23,8 @@ use std::{
 
 use anyreach_net::{Injector, SyntheticAddr, Tunnel, TunnelSend, TunnelSendError, is_synthetic};
 use anyreach_quic::{
-    Connection, Directory, Endpoint, Event, PacketTap, PeerId, Resolved, TapFactory,
+    Connection, DialError, Directory, Endpoint, Event, PacketTap, PathOptions, PeerId, Resolved,
+    TapFactory,
 };
 use anyreach_wire::{frames::Frame, walk::frame_at};
 use bytes::{Bytes, BytesMut};
@@ -169,6 +170,21 @@ async fn open_path(connection: &Connection, address: SocketAddr) -> PathId {
     within(opening).await.unwrap().id()
 }
 
+/// Waits until data goes by a path.
+async fn uses(connection: &Connection, id: u32) {
+    within(async {
+        while connection
+            .paths()
+            .first()
+            .map(|path| (path.id, path.current))
+            != Some((id, true))
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
 fn close_path(connection: &Connection, id: PathId) {
     connection.engine().path(id).unwrap().close().unwrap();
 }
@@ -219,6 +235,8 @@ async fn a_direct_path_joins_a_tunnelled_connection_and_takes_over() {
     let lab = Lab::new(None);
     let (alice, bob) = lab.connect(lab.tunnelled()).await;
     assert_eq!(remotes(&alice), [BOB.into()]);
+    // Left to itself, the connection would take to the direct path at once.
+    alice.rank_paths([(0, 0)]);
     let direct = open_path(&alice, lab.direct()).await;
     assert_ne!(direct, PathId::ZERO);
     assert_eq!(remotes(&alice), [BOB.into(), lab.direct()]);
@@ -240,6 +258,81 @@ async fn a_direct_path_joins_a_tunnelled_connection_and_takes_over() {
     transfer(&bob, &alice, || ()).await;
     assert!(lab.tunnelled_bytes() - when_closed < (AMOUNT / 4) as u64);
     assert!(alice.close_reason().is_none() && bob.close_reason().is_none());
+}
+
+/// Nobody has to say so: direct comes before relayed, at both ends.
+#[tokio::test]
+async fn a_direct_path_is_used_as_soon_as_it_is_there() {
+    let lab = Lab::new(None);
+    let (alice, bob) = lab.connect(lab.tunnelled()).await;
+    let opening = alice.open_path(lab.direct(), PathOptions::default(), LONG);
+    let direct = within(opening).await.unwrap();
+    uses(&alice, direct).await;
+    uses(&bob, direct).await;
+    let before = lab.tunnelled_bytes();
+    transfer(&alice, &bob, || ()).await;
+    transfer(&bob, &alice, || ()).await;
+    assert!(lab.tunnelled_bytes() - before < 64 << 10);
+    // The tunnel stays as a standby, until it is not wanted any more.
+    assert_eq!(alice.paths().len(), 2);
+    assert!(alice.close_path(0) && !alice.close_path(direct));
+    within(async {
+        while bob.paths().len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(alice.paths().len(), 1);
+}
+
+#[tokio::test]
+async fn a_ranking_is_followed_at_both_ends() {
+    let lab = Lab::new(None);
+    let (alice, bob) = lab.connect(lab.direct()).await;
+    let tunnelled = SyntheticAddr::from_socket_addr(lab.tunnelled()).unwrap();
+    let options = PathOptions {
+        standby: true,
+        ..PathOptions::default()
+    };
+    let opening = alice.open_path_through(tunnelled, options, LONG);
+    let relayed = within(opening).await.unwrap();
+    assert!(alice.paths().iter().any(|path| path.standby));
+    assert!(alice.paths()[0].id == 0);
+    alice.rank_paths([(relayed, 0), (0, 1)]);
+    uses(&alice, relayed).await;
+    uses(&bob, relayed).await;
+    alice.rank_paths([]);
+    uses(&alice, 0).await;
+    uses(&bob, 0).await;
+}
+
+#[tokio::test]
+async fn only_who_dialed_opens_paths_and_only_to_addresses_of_hosts() {
+    let lab = Lab::new(None);
+    let (alice, bob) = lab.connect(lab.direct()).await;
+    let options = PathOptions::default();
+    let refused = |opened: Result<u32, DialError>| opened.unwrap_err().reason;
+    let by_bob = bob.open_path(lab.alice.local_addr(), options, LONG);
+    assert_eq!(refused(within(by_bob).await), "not-dialed");
+    let made_up = alice.open_path(lab.tunnelled(), options, LONG);
+    assert_eq!(refused(within(made_up).await), "unreachable");
+    // Another path to where there is one is that one.
+    let again = within(alice.open_path(lab.direct(), options, LONG)).await;
+    assert_eq!(again.unwrap(), 0);
+    // Addresses nobody answers at cost no path numbers, of which there are eight.
+    let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let deaf = deaf.local_addr().unwrap();
+    for _ in 0..12 {
+        let opening = lab
+            .alice
+            .open_path(&alice, deaf, options, Duration::from_millis(50));
+        assert_eq!(refused(within(opening).await), "handshake-timeout");
+    }
+    let tunnelled = SyntheticAddr::from_socket_addr(lab.tunnelled()).unwrap();
+    let opening = lab
+        .alice
+        .open_path_through(&alice, tunnelled, options, LONG);
+    assert_eq!(within(opening).await.unwrap(), 1);
 }
 
 #[tokio::test]

@@ -9,9 +9,13 @@ use std::{
 
 use anyreach_net::{canonical, is_synthetic};
 use noq::{PathId, PathStatus};
+use tokio::sync::Notify;
 
 use super::Connection;
-use crate::PeerId;
+use crate::{
+    PeerId,
+    paths::choice::{Candidate, Ranking},
+};
 
 /// What whoever names an address knows about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +36,8 @@ pub struct PathSnapshot {
     pub method: &'static str,
     /// The relay, where it is known.
     pub via: Option<PeerId>,
+    /// Whether it is to be used only if there is no other.
+    pub standby: bool,
     /// Whether our end of it is a tunnel: packets leave inside a connection to a relay.
     pub tunnelled: bool,
     /// Address of the peer: behind a tunnel the one its relay reports; unspecified, with port 0,
@@ -62,15 +68,25 @@ pub struct PathSnapshot {
 /// Path events the engine keeps for a slow listener, and then some.
 const MISSED_PATHS: u32 = 64;
 
-/// When each path came up, and what the peer sees us as on it.
+/// What is known of each path beyond what the engine knows, and what is wanted of them.
 #[derive(Debug)]
-pub(super) struct PathTable(Mutex<BTreeMap<PathId, PathRecord>>);
+pub(super) struct PathTable {
+    records: Mutex<BTreeMap<PathId, PathRecord>>,
+    ranking: Mutex<Ranking>,
+    /// Told when something has changed by which paths are chosen.
+    reconsider: Notify,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct PathRecord {
-    established: Instant,
+    /// `None` while it is being opened.
+    established: Option<Instant>,
     /// What was known of the address when the path was made.
     hint: Option<(SocketAddr, RelayHint)>,
+    /// Wanted as a standby by us.
+    standby: bool,
+    /// Wanted as a standby by the peer, if it has said so.
+    peer_standby: bool,
     observed: Option<(SocketAddr, Instant)>,
     /// How long the last report took, until it is told.
     untold: Option<Duration>,
@@ -79,8 +95,10 @@ struct PathRecord {
 impl PathRecord {
     fn new() -> Self {
         Self {
-            established: Instant::now(),
+            established: Some(Instant::now()),
             hint: None,
+            standby: false,
+            peer_standby: false,
             observed: None,
             untold: None,
         }
@@ -90,15 +108,16 @@ impl PathRecord {
 impl PathTable {
     /// The table of a fresh connection, which has one path.
     pub(super) fn new() -> Self {
-        Self(Mutex::new(BTreeMap::from([(
-            PathId::ZERO,
-            PathRecord::new(),
-        )])))
+        Self {
+            records: Mutex::new(BTreeMap::from([(PathId::ZERO, PathRecord::new())])),
+            ranking: Mutex::default(),
+            reconsider: Notify::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathId, PathRecord>> {
         // The map is never left half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -193,6 +212,7 @@ impl Connection {
             id: path_number(id),
             method: way.method,
             via: way.via,
+            standby: record.standby,
             tunnelled: is_synthetic(remote.ip()),
             remote: way.remote,
             local_ip: network.local_ip().map(|ip| ip.to_canonical()),
@@ -202,7 +222,7 @@ impl Connection {
             sent_bytes: stats.udp_tx.bytes,
             received_bytes: stats.udp_rx.bytes,
             lost_packets: stats.lost_packets,
-            age: now.saturating_duration_since(record.established),
+            age: now.saturating_duration_since(record.established?),
             current: path.status().ok()? == PathStatus::Available,
             observed: record.observed.map(|(address, _)| address),
         })
@@ -221,7 +241,95 @@ impl Connection {
 
     /// The open paths, in the order of their numbers.
     pub(crate) fn path_ids(&self) -> Vec<PathId> {
-        self.0.paths.lock().keys().copied().collect()
+        let records = self.0.paths.lock();
+        let established = records
+            .iter()
+            .filter(|(_, record)| record.established.is_some());
+        established.map(|(id, _)| *id).collect()
+    }
+
+    /// What the choice of a path depends on, of each that is open.
+    pub(crate) fn candidates(&self) -> Vec<(PathId, Candidate, SocketAddr)> {
+        let records = self.0.paths.lock().clone();
+        let candidate = |(id, record): (PathId, PathRecord)| {
+            record.established?;
+            let path = self.0.engine.path(id)?;
+            let remote = canonical(path.remote_address().ok()?);
+            let way = self.way(remote, record.hint);
+            let candidate = Candidate {
+                id: path_number(id),
+                // The dialing side leads: both ends use the same path.
+                standby: record.standby || (record.peer_standby && !self.outbound()),
+                relayed: way.method == "relayed",
+                ipv6: way.remote.is_ipv6(),
+                rtt: path.stats().rtt,
+            };
+            Some((id, candidate, remote))
+        };
+        records.into_iter().filter_map(candidate).collect()
+    }
+
+    /// Ranks paths by their numbers: data goes by the one with the lowest rank, and by paths without
+    /// a rank only if there is no other. Ranks of paths that are gone, or not there yet, do no harm.
+    /// An empty ranking leaves the choice to the rule: standbys last, direct before relayed, then
+    /// the shortest round trip.
+    ///
+    /// Which path the peer sends on, it decides itself.
+    pub fn rank_paths(&self, ranks: impl IntoIterator<Item = (u32, u32)>) {
+        *self.lock_ranking() = ranks.into_iter().collect();
+        self.0.paths.reconsider.notify_one();
+    }
+
+    pub(crate) fn ranking(&self) -> Ranking {
+        self.lock_ranking().clone()
+    }
+
+    fn lock_ranking(&self) -> MutexGuard<'_, Ranking> {
+        // Replaced as a whole.
+        let ranking = self.0.paths.ranking.lock();
+        ranking.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next packet in either direction; for one watcher.
+    pub(crate) async fn stirred(&self) {
+        self.0.activity.stirred().await;
+    }
+
+    /// Waits until paths must be chosen anew.
+    pub(crate) async fn paths_reconsidered(&self) {
+        self.0.paths.reconsider.notified().await;
+    }
+
+    /// The peer wants the path as a standby, or not any more.
+    pub(crate) fn path_wanted_by_peer(&self, id: PathId, status: PathStatus) {
+        if let Some(record) = self.0.paths.lock().get_mut(&id) {
+            record.peer_standby = status == PathStatus::Backup;
+        }
+    }
+
+    /// Wants a path as a standby, or not any more.
+    pub(super) fn path_wanted(&self, id: PathId, standby: bool) {
+        if let Some(record) = self.0.paths.lock().get_mut(&id) {
+            record.standby = standby;
+        }
+        self.0.paths.reconsider.notify_one();
+    }
+
+    /// A path is being opened.
+    pub(super) fn path_opening(
+        &self,
+        id: PathId,
+        address: SocketAddr,
+        hint: RelayHint,
+        standby: bool,
+    ) {
+        let mut records = self.0.paths.lock();
+        let record = records.entry(id).or_insert(PathRecord {
+            established: None,
+            ..PathRecord::new()
+        });
+        record.hint = Some((address, hint));
+        record.standby = standby;
     }
 
     /// How a path was made; `direct` if it is gone.
@@ -234,7 +342,9 @@ impl Connection {
     }
 
     pub(crate) fn path_established(&self, id: PathId) {
-        self.0.paths.lock().insert(id, PathRecord::new());
+        let mut records = self.0.paths.lock();
+        let record = records.entry(id).or_insert_with(PathRecord::new);
+        record.established.get_or_insert_with(Instant::now);
     }
 
     pub(crate) fn path_abandoned(&self, id: PathId) {
@@ -268,7 +378,7 @@ impl Connection {
         let since = match record.observed {
             Some((known, _)) if known == address => return false,
             Some((_, reported)) => reported,
-            None => record.established,
+            None => record.established.unwrap_or(now),
         };
         record.observed = Some((address, now));
         record.untold = Some(now.saturating_duration_since(since));

@@ -21,6 +21,7 @@ use rustls::{
 };
 
 use super::{
+    activity::Activity,
     retry,
     tap::{OneRttKey, PacketTap, TapFactory},
     tls,
@@ -37,6 +38,8 @@ pub(crate) struct HandshakeInfo {
     pub(crate) group: Option<&'static str>,
     /// Whether HTTP/3 was chosen, and not anyreach.
     pub(crate) h3: bool,
+    /// Told of packets of the connection.
+    pub(crate) activity: Arc<Activity>,
 }
 
 /// Makes sessions in either role, for the engine's client and server configurations.
@@ -85,6 +88,7 @@ impl SessionConfig {
             side,
             tap,
             directory: self.directory.clone(),
+            activity: Arc::default(),
         })
     }
 }
@@ -153,6 +157,7 @@ struct Session {
     side: Side,
     tap: Option<Arc<dyn PacketTap>>,
     directory: DirectorySlot,
+    activity: Arc<Activity>,
 }
 
 impl Session {
@@ -161,6 +166,7 @@ impl Session {
             key,
             tap: self.tap.clone(),
             directory: self.directory.clone(),
+            activity: self.activity.clone(),
         })
     }
 }
@@ -196,6 +202,7 @@ impl crypto::Session for Session {
                     .negotiated_key_exchange_group()
                     .and_then(|group| group.name().as_str()),
                 h3: self.inner.alpn_protocol() == Some(tls::ALPN_H3),
+                activity: self.activity.clone(),
             }) as Box<dyn Any>
         })
     }

@@ -14,6 +14,7 @@ use noq_proto::{
     crypto::{CryptoError, PacketKey},
 };
 
+use super::activity::Activity;
 use crate::directory::DirectorySlot;
 
 /// Rewrites the packets of one connection.
@@ -45,6 +46,7 @@ pub(super) struct OneRttKey {
     pub(super) key: Box<dyn PacketKey>,
     pub(super) tap: Option<Arc<dyn PacketTap>>,
     pub(super) directory: DirectorySlot,
+    pub(super) activity: Arc<Activity>,
 }
 
 impl PacketKey for OneRttKey {
@@ -56,6 +58,7 @@ impl PacketKey for OneRttKey {
             tap.sealing(path_id, packet, payload);
         }
         self.key.encrypt(path_id, packet, buf, header_len);
+        self.activity.stir();
     }
 
     fn decrypt(
@@ -66,6 +69,7 @@ impl PacketKey for OneRttKey {
         payload: &mut BytesMut,
     ) -> Result<(), CryptoError> {
         self.key.decrypt(path_id, packet, header, payload)?;
+        self.activity.stir();
         if let Some(tap) = &self.tap {
             tap.opened(path_id, packet, payload);
         }

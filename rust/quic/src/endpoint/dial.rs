@@ -159,6 +159,7 @@ impl Endpoint {
             // The race has a winner. It may still fail, so this one stays until that is settled.
             if let Some(winner) = self.settled(peer, dead).await {
                 if winner.answers().await {
+                    self.fold_in(&winner, target.addr, target.hint);
                     return Ok(found(winner));
                 }
                 dead = Some(winner.id());
@@ -202,7 +203,8 @@ impl Endpoint {
         }
     }
 
-    async fn handshake(
+    /// A handshake with whoever answers at `addr`, and nothing more.
+    pub(super) async fn handshake(
         &self,
         addr: SocketAddr,
         expected: Option<PeerId>,

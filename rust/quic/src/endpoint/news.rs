@@ -1,6 +1,9 @@
 //! What is to be told of one connection, at the pace it may make news.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyreach_net::canonical;
 use anyreach_wire::control::Sought;
@@ -20,7 +23,10 @@ pub(super) struct News<'a> {
     throttle: Throttle,
     /// A peer keeps to the same pace itself.
     sought_throttle: Throttle,
+    /// What has happened to the paths, in the words of [`Event::PathsChanged`](crate::Event).
     paths: Option<&'static str>,
+    /// How long a path had been silent when it was given up.
+    silent: Option<Duration>,
     observed: bool,
     reach: bool,
 }
@@ -34,6 +40,7 @@ impl<'a> News<'a> {
             throttle: Throttle::new(NEWS, now),
             sought_throttle: Throttle::new(SOUGHT_PACE, now),
             paths: None,
+            silent: None,
             observed: false,
             reach: connection.reach().is_some(),
         }
@@ -43,14 +50,44 @@ impl<'a> News<'a> {
         match *event {
             PathEvent::Established { id, .. } => {
                 self.connection.path_established(id);
-                self.paths = Some("established");
+                self.paths_changed("established");
             }
             PathEvent::Abandoned { id, .. } => {
                 self.connection.path_abandoned(id);
-                self.paths = Some("abandoned");
+                self.paths_changed("abandoned");
+            }
+            PathEvent::RemoteStatus { id, status, .. } => {
+                self.connection.path_wanted_by_peer(id, status);
             }
             PathEvent::ObservedAddr { id, addr, .. } => self.observed(id, addr),
             _ => {}
+        }
+    }
+
+    /// Data goes by another path, or the one it goes by leads elsewhere.
+    pub(super) fn switched(&mut self, reason: &'static str) {
+        self.paths_changed(reason);
+    }
+
+    /// A path was given up after such a silence.
+    pub(super) fn died(&mut self, silent: Duration) {
+        self.silent = self.silent.max(Some(silent));
+        self.paths_changed("abandoned");
+    }
+
+    /// Of several changes told as one, the one that matters most gives its name.
+    fn paths_changed(&mut self, reason: &'static str) {
+        let weight = |reason| match reason {
+            "failover" => 3,
+            "better" => 2,
+            "roamed" => 1,
+            _ => 0,
+        };
+        if self
+            .paths
+            .is_none_or(|known| weight(known) <= weight(reason))
+        {
+            self.paths = Some(reason);
         }
     }
 
@@ -61,7 +98,7 @@ impl<'a> News<'a> {
     /// The engine made events faster than they were taken.
     pub(super) fn missed(&mut self) {
         self.connection.paths_missed();
-        self.paths = Some("established");
+        self.paths_changed("established");
     }
 
     /// The peer has said how it can be reached.
@@ -91,7 +128,8 @@ impl<'a> News<'a> {
             journal.reach(self.connection);
         }
         if let Some(reason) = self.paths.take() {
-            journal.paths_changed(self.connection, reason);
+            let silent = self.silent.take();
+            journal.paths_changed(self.connection, reason, silent);
         }
         if std::mem::take(&mut self.observed) {
             for (path_id, address, after) in self.connection.take_observed() {

@@ -12,6 +12,7 @@ use super::{
     conversation::Conversation,
     is_http,
     news::News,
+    steward::Steward,
 };
 use crate::{
     Connection, code,
@@ -228,17 +229,26 @@ impl Endpoint {
             news.observed(PathId::ZERO, address);
         }
         let mut conversation = Conversation::new(self, &connection, control);
+        let mut steward = Steward::new(&connection);
         let error = loop {
             let due = news.tell(Instant::now());
             tokio::select! {
                 error = connection.engine().closed() => break error,
                 event = poll_fn(|cx| pin!(&mut path_events).poll_next(cx)) => match event {
-                    Some(Ok(event)) => news.path_event(&event),
-                    Some(Err(_)) => news.missed(),
+                    Some(Ok(event)) => {
+                        news.path_event(&event);
+                        steward.look(&mut news);
+                    }
+                    Some(Err(_)) => {
+                        news.missed();
+                        steward.look(&mut news);
+                    }
                     None => break connection.engine().closed().await,
                 },
                 () = wait_until(due), if due.is_some() => {}
-                () = conversation.go_on(&mut news) => {}
+                () = steward.wait() => steward.look(&mut news),
+                // What the peer says of itself may make a path a relayed one.
+                () = conversation.go_on(&mut news) => steward.look(&mut news),
             }
         };
         connection.notices().searches.close();

@@ -1,0 +1,6 @@
+//! Which path of a connection data goes by, and which paths are dead: decisions without sockets and
+//! clocks. They are carried out by the endpoint's steward.
+
+pub(crate) mod choice;
+pub(crate) mod floor;
+pub(crate) mod health;

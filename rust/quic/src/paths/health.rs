@@ -1,0 +1,191 @@
+//! Telling a dead path from a quiet one.
+//!
+//! The engine tells nobody of acknowledgements, so signs of life are looked for in its counters:
+//! something was received on the path, or its round-trip time was measured anew, which is what an
+//! acknowledgement does, on whatever path it comes. A path on which something was sent that calls
+//! for an answer, and which gives no sign of life for about three round trips while it is asked
+//! several times, is dead, provided another one lives: when none does, it is the peer or our own
+//! line that is silent, and nothing is gained by closing paths.
+
+use std::time::{Duration, Instant};
+
+/// Silence that means nothing: a delayed acknowledgement, a scheduler at work elsewhere.
+const SILENCE_FLOOR: Duration = Duration::from_millis(150);
+
+/// Round trips of silence that mean something.
+const SILENCE_RTTS: u32 = 3;
+
+/// By how much a peer may delay an acknowledgement: `max_ack_delay`, RFC 9000 section 18.2.
+const ACK_DELAY: Duration = Duration::from_millis(25);
+
+/// The path is asked when a round trip and the delay of its answer have passed in silence, at least
+/// this long after what was sent.
+const FIRST_PING_FLOOR: Duration = Duration::from_millis(50);
+
+/// How often it is asked before it counts as silent. At a loss of one packet in ten each way, less
+/// than one in a hundred live paths does not answer three times, and the engine asks as well.
+const PINGS: u32 = 3;
+
+/// Between two pings, until it counts as silent.
+const PING_INTERVAL_MIN: Duration = Duration::from_millis(20);
+const PING_INTERVAL_MAX: Duration = Duration::from_millis(100);
+
+/// And afterwards: it may come back.
+const PING_INTERVAL_SILENT: Duration = Duration::from_millis(250);
+
+/// Silence after which a path is given up although no other has shown life either: peers of other
+/// makes may answer only on the dead one.
+const HOPELESS: Duration = Duration::from_secs(3);
+const HOPELESS_RTTS: u32 = 10;
+
+/// What the engine's counters say of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Sample {
+    /// Bytes sent in packets that call for an acknowledgement.
+    pub(crate) sent: u64,
+    /// Datagrams received.
+    pub(crate) received: u64,
+    /// Smoothed round-trip time.
+    pub(crate) rtt: Duration,
+}
+
+/// How a path looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// It answers, or was asked nothing.
+    Good,
+    /// It owes an answer. To be pinged, and the others as well, if `ping`.
+    Suspect {
+        /// Whether it is time for the next ping.
+        ping: bool,
+    },
+    /// It does not answer; to be closed if another one lives. To be pinged, and the others as well,
+    /// if `ping`.
+    Silent {
+        /// Whether it is time for the next ping.
+        ping: bool,
+    },
+    /// It has not answered for so long that it is to be closed in any case, if there is another.
+    Hopeless,
+}
+
+/// The memory of one path.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    last: Sample,
+    heard: Instant,
+    received: Instant,
+    /// When something was sent that has not been answered by any sign of life.
+    unanswered: Option<Instant>,
+    pings: u32,
+    pinged: Option<Instant>,
+    /// When it had been asked often enough.
+    asked: Option<Instant>,
+}
+
+impl Pulse {
+    pub(crate) fn new(now: Instant, sample: Sample) -> Self {
+        Self {
+            last: sample,
+            heard: now,
+            received: now,
+            unanswered: None,
+            pings: 0,
+            pinged: None,
+            asked: None,
+        }
+    }
+
+    /// Takes in the counters. True if anything has happened on the path.
+    pub(crate) fn sample(&mut self, now: Instant, sample: Sample) -> bool {
+        let last = std::mem::replace(&mut self.last, sample);
+        let (sent, received) = (sample.sent != last.sent, sample.received != last.received);
+        if received {
+            self.received = now;
+        }
+        if received || sample.rtt != last.rtt {
+            self.heard = now;
+            self.unanswered = None;
+            self.reset_pings();
+        } else if sent && self.unanswered.is_none() {
+            self.unanswered = Some(now);
+        }
+        sent || received
+    }
+
+    /// We were not looking ourselves: silence so far means nothing.
+    pub(crate) fn forgive(&mut self, now: Instant) {
+        self.unanswered = self.unanswered.map(|_| now);
+        self.reset_pings();
+    }
+
+    fn reset_pings(&mut self) {
+        self.pings = 0;
+        self.asked = None;
+    }
+
+    /// The path was asked for a sign of life.
+    pub(crate) fn pinged(&mut self, now: Instant) {
+        self.pinged = Some(now);
+        if self.unanswered.is_some() {
+            self.pings += 1;
+            if self.pings == PINGS {
+                self.asked = Some(now);
+            }
+        }
+    }
+
+    /// When it last gave a sign of life.
+    pub(crate) fn heard(&self) -> Instant {
+        self.heard
+    }
+
+    /// When something last came by it.
+    pub(crate) fn received(&self) -> Instant {
+        self.received
+    }
+
+    /// Since when it owes an answer.
+    pub(crate) fn unanswered(&self) -> Option<Instant> {
+        self.unanswered
+    }
+
+    /// Whether it is time to ask again.
+    pub(crate) fn ping_is_due(&self, now: Instant) -> bool {
+        let interval = match self.asked {
+            None => (self.last.rtt / 2).clamp(PING_INTERVAL_MIN, PING_INTERVAL_MAX),
+            Some(_) => PING_INTERVAL_SILENT.max(self.last.rtt),
+        };
+        self.pinged
+            .is_none_or(|pinged| now.saturating_duration_since(pinged) >= interval)
+    }
+
+    pub(crate) fn health(&self, now: Instant) -> Health {
+        let Some(unanswered) = self.unanswered else {
+            return Health::Good;
+        };
+        let rtt = self.last.rtt;
+        let silence = now.saturating_duration_since(unanswered);
+        let answer = rtt + rtt / 4 + ACK_DELAY;
+        if silence < answer.max(FIRST_PING_FLOOR) {
+            return Health::Good;
+        }
+        let asked = self
+            .asked
+            .is_some_and(|asked| now.saturating_duration_since(asked) >= answer);
+        if asked && silence >= HOPELESS.max(rtt * HOPELESS_RTTS) {
+            Health::Hopeless
+        } else if asked && silence >= SILENCE_FLOOR.max(rtt * SILENCE_RTTS) {
+            Health::Silent {
+                ping: self.ping_is_due(now),
+            }
+        } else {
+            Health::Suspect {
+                ping: self.ping_is_due(now),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
