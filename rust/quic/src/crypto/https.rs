@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls::{CertificateError, CommonState, pki_types::ServerName};
 
-use super::tls::{ANY_PEER, TlsError, WrongPeer, raw_key_configs};
+use super::tls::{ANY_PEER, KEY_EXCHANGE_GROUPS, TlsError, WrongPeer, raw_key_configs};
 use crate::{Identity, PeerId};
 
 /// The application protocol: HTTP/2 over TLS (RFC 9113, section 3.2).
@@ -58,4 +58,9 @@ pub fn wrong_peer(error: &rustls::Error) -> Option<PeerId> {
         .0
         .downcast_ref::<WrongPeer>()
         .map(|wrong| wrong.actual)
+}
+
+/// Whether a key-exchange group, by its name, contains ML-KEM-768.
+pub fn is_post_quantum(group: &str) -> bool {
+    KEY_EXCHANGE_GROUPS.contains(&group)
 }
