@@ -9,6 +9,7 @@
 
 mod backoff;
 mod bridge;
+mod control;
 mod counters;
 mod dialers;
 mod directory;
@@ -17,6 +18,7 @@ mod remotes;
 mod request;
 mod session;
 pub(crate) mod stagger;
+mod state;
 mod supervisor;
 mod target;
 mod tunnel;
@@ -30,7 +32,7 @@ pub use self::{
     race::{CARRIER_TIMEOUT, Won, race},
     remotes::{MAX_REMOTES, REMOTE_IDLE, RemotesFull},
     request::ANYREACH_LEASE,
-    supervisor::{Closed, Down, State, Up},
+    state::{Closed, Down, State, Up},
     target::{Attempt, CarrierDialer, Credentials, Dialed, Plan, RelayTarget, Trust},
     tunnel::{Purpose, Tunnel, TunnelOptions, Tunnels},
 };

@@ -150,7 +150,7 @@ impl Bridge {
         counters
     }
 
-    /// Uses a session from now on: opens the uncompressed context, and one for each remote there
+    /// Uses a session from now on, in place of the one there is: opens the uncompressed context, and one for each remote there
     /// is a connection to, so that these go on as if nothing had happened.
     pub(super) fn attach(&self, opened: &Opened) -> Result<(), CapsuleError> {
         let now = Instant::now();
@@ -169,7 +169,7 @@ impl Bridge {
         for remote in state.remotes.in_use(now) {
             live.register(remote, now);
         }
-        state.live = Some(live);
+        self.retired(state.live.replace(live));
         Counters::bump(&self.counters.sessions);
         Ok(())
     }
@@ -180,7 +180,12 @@ impl Bridge {
         let gone = state
             .live
             .take_if(|live| live.session.id == opened.session.id);
-        if let Some(live) = gone {
+        self.retired(gone);
+    }
+
+    /// Keeps what a session has counted.
+    fn retired(&self, former: Option<Live>) {
+        if let Some(live) = former {
             Counters::add(&self.counters.carrier_dropped, live.out.dropped());
         }
     }

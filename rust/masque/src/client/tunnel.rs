@@ -13,10 +13,12 @@ use tokio::sync::watch;
 
 use super::{
     bridge::{Bridge, Entrance, RemoteError},
+    control::{Control, Route},
     counters::TunnelCounters,
     directory::TunnelDirectory,
     request::{Lease, TunnelRequest},
-    supervisor::{Control, Route, State, Supervisor, Up},
+    state::{State, Up},
+    supervisor::Supervisor,
     target::{CarrierDialer, Plan, RelayTarget},
 };
 use crate::carrier::CarrierKind;
@@ -239,6 +241,13 @@ impl Tunnel {
     /// Looks at once whether the carrier is alive, or for another if there is none.
     pub fn probe(&self) {
         self.0.control.probe();
+    }
+
+    /// Looks for a carrier by this plan while the present one goes on, and moves over if one is
+    /// found: how a tunnel gets from TCP back to UDP. Nothing is lost but what is under way on the
+    /// former carrier. A later call replaces one that has not begun.
+    pub fn improve(&self, plan: Plan) {
+        self.0.control.improve(plan);
     }
 
     /// From the next carrier on: where the relay is now, and what to try. Who it is stays as it

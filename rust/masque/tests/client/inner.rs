@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// More than any test needs, so that a hang is a failure and not a hang.
-const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(20);
 
-async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     timeout(LONG, future).await.expect("done in time")
 }
 
@@ -87,12 +87,12 @@ async fn connected(from: &Node, to: &Node) -> (Connection, Connection) {
     (dialed.unwrap().connection, accepted.unwrap())
 }
 
-fn pattern(length: usize) -> Vec<u8> {
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 31 + at / 251) as u8).collect()
 }
 
 /// Sends `data` while `meanwhile` happens, and compares what arrives.
-async fn transferred<T>(
+pub(crate) async fn transferred<T>(
     from: &Connection,
     to: &Connection,
     data: &[u8],

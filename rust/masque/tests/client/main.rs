@@ -4,6 +4,7 @@
 
 mod fake;
 mod inner;
+mod loopback;
 mod races;
 mod supervision;
 mod switch;
