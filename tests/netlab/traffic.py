@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .machine import Machine
 
-__all__ = ["Count", "Counters", "Traffic"]
+__all__ = ["Count", "Counters", "Located", "Traffic"]
 
 _TABLE: Final = """
 table inet traffic {
@@ -39,7 +39,7 @@ iifname "port*" add @v6 { ip6 saddr . ip6 daddr . meta l4proto }
 """
 
 
-class _Located(Protocol):
+class Located(Protocol):
     """A site or host, by the networks its packets come from."""
 
     @property
@@ -69,7 +69,7 @@ class Traffic:
 
     counts: Mapping[_Key, Count]
 
-    def sent(self, near: _Located, far: _Located, protocol: str | None = None) -> Count:
+    def sent(self, near: Located, far: Located, protocol: str | None = None) -> Count:
         """What went from one to the other, of one protocol or of all."""
         total = Count()
         for (source, destination, spoken), count in self.counts.items():
@@ -78,7 +78,7 @@ class Traffic:
                 total += count
         return total
 
-    def between(self, a: _Located, b: _Located, protocol: str | None = None) -> Count:
+    def between(self, a: Located, b: Located, protocol: str | None = None) -> Count:
         """What went between them, both directions together."""
         return self.sent(a, b, protocol) + self.sent(b, a, protocol)
 
@@ -114,5 +114,5 @@ def _elements(listing: Any) -> list[Any]:
     return [element["elem"] for found in sets for element in found.get("elem", [])]
 
 
-def _within(address: IPv4Address | IPv6Address, place: _Located) -> bool:
+def _within(address: IPv4Address | IPv6Address, place: Located) -> bool:
     return any(address in network for network in place.networks)

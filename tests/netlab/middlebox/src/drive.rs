@@ -18,7 +18,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// Runs both directions of a line: `up=` and `down=` name its TUN devices. A command is a whole new
 /// quality, answered by an event.
 pub(crate) fn link(words: &Words) -> Result<(), Error> {
-    device::sharpen_timers();
+    device::be_punctual();
     let quality = Quality::parse(words)?;
     let seed: u64 = words.get("seed")?.unwrap_or(1);
     let mut directions = Vec::new();
@@ -64,6 +64,7 @@ pub(crate) fn link(words: &Words) -> Result<(), Error> {
 /// `flush` forgets everything, `address=A` as well and changes the external address; each is
 /// answered by an event.
 pub(crate) fn nat(words: &Words) -> Result<(), Error> {
+    device::be_punctual();
     let mut tun = Tun::open(&words.need::<String>("tun")?)?;
     let seed = words.get("seed")?.unwrap_or(1);
     let mut nat = Nat::new(Policy::parse(words)?, words.need("address")?, seed);
