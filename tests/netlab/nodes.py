@@ -122,7 +122,10 @@ def run(host: Machine, *argv: str, timeout: float = DEFAULT_TIMEOUT) -> Outcome:
     """Run a command to its end, which must come within ``timeout`` seconds."""
     began = time.monotonic()
     process = host.spawn_python("-m", "anyreach", *argv, "--ephemeral", "--json")
-    code = process.wait(timeout)
+    try:
+        code = process.wait(timeout)
+    finally:
+        process.close()
     return Outcome(code, tuple(process.events), process.stderr, time.monotonic() - began)
 
 
