@@ -73,6 +73,22 @@ pub enum Event {
     },
 }
 
+/// Of two changes of paths told as one, the reason that gives its name: the later, unless the earlier
+/// matters more.
+pub(crate) fn weightier(earlier: &'static str, later: &'static str) -> &'static str {
+    let weight = |reason| match reason {
+        "failover" => 3,
+        "better" => 2,
+        "roamed" => 1,
+        _ => 0,
+    };
+    if weight(earlier) > weight(later) {
+        earlier
+    } else {
+        later
+    }
+}
+
 /// Connects and disconnects kept unread. Those of live connections are as many as there are
 /// connections; beyond this number those of dead ones are dropped.
 const LIFECYCLE_LIMIT: usize = 4096;
@@ -170,7 +186,9 @@ impl Journal {
     ) {
         let (key, weak) = (connection.id(), connection.downgrade());
         self.change(|state| {
-            state.paths.insert(key, (weak, reason, silent));
+            let entry = state.paths.entry(key).or_insert((weak, reason, None));
+            entry.1 = weightier(entry.1, reason);
+            entry.2 = entry.2.max(silent);
         });
     }
 

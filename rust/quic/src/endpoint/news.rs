@@ -13,6 +13,7 @@ use super::Endpoint;
 use crate::{
     Connection, PeerId,
     control::SOUGHT_PACE,
+    events::weightier,
     reach::addresses_from_wire,
     throttle::{NEWS, Throttle},
 };
@@ -77,18 +78,10 @@ impl<'a> News<'a> {
 
     /// Of several changes told as one, the one that matters most gives its name.
     fn paths_changed(&mut self, reason: &'static str) {
-        let weight = |reason| match reason {
-            "failover" => 3,
-            "better" => 2,
-            "roamed" => 1,
-            _ => 0,
-        };
-        if self
-            .paths
-            .is_none_or(|known| weight(known) <= weight(reason))
-        {
-            self.paths = Some(reason);
-        }
+        self.paths = Some(match self.paths {
+            Some(known) => weightier(known, reason),
+            None => reason,
+        });
     }
 
     pub(super) fn observed(&mut self, id: PathId, address: SocketAddr) {

@@ -58,6 +58,9 @@ pub(super) struct Steward<'a> {
     /// When anything was last seen to happen.
     busy: Instant,
     echoes: Throttle,
+    /// A silent path was heard again with the last samples: so it was not the path, and the others
+    /// may be about to be heard as well.
+    revived: bool,
 }
 
 struct Watched {
@@ -76,6 +79,7 @@ impl<'a> Steward<'a> {
             looked: None,
             busy: now,
             echoes: Throttle::new(ECHO_PACE, now),
+            revived: false,
         };
         let candidates = steward.candidates(now);
         steward.current = steward.choose(&candidates);
@@ -119,7 +123,7 @@ impl<'a> Steward<'a> {
             .is_none_or(|looked| now.saturating_duration_since(looked) > LATE);
         self.looked = Some(now);
         let mut candidates = self.candidates(now);
-        if late {
+        if late || self.revived {
             for path in self.watched.values_mut() {
                 path.pulse.forgive(now);
             }
@@ -144,6 +148,7 @@ impl<'a> Steward<'a> {
     /// The open paths, with their counters taken in.
     fn candidates(&mut self, now: Instant) -> Vec<(PathId, Candidate, SocketAddr)> {
         let mut candidates = self.connection.candidates();
+        self.revived = false;
         self.watched
             .retain(|id, _| candidates.iter().any(|(open, ..)| open == id));
         for (id, candidate, _) in &mut candidates {
@@ -161,9 +166,11 @@ impl<'a> Steward<'a> {
                 floor: Floor::new(now, sample.rtt),
                 pinged: None,
             });
-            if watched.pulse.sample(now, sample) {
+            let change = watched.pulse.sample(now, sample);
+            if change.any {
                 self.busy = now;
             }
+            self.revived |= change.revived;
             candidate.rtt = watched.floor.sample(now, sample.rtt);
         }
         candidates

@@ -1,11 +1,11 @@
 //! Telling a dead path from a quiet one.
 //!
-//! The engine tells nobody of acknowledgements, so signs of life are looked for in its counters:
-//! something was received on the path, or its round-trip time was measured anew, which is what an
-//! acknowledgement does, on whatever path it comes. A path on which something was sent that calls
-//! for an answer, and which gives no sign of life for about three round trips while it is asked
-//! several times, is dead, provided another one lives: when none does, it is the peer or our own
-//! line that is silent, and nothing is gained by closing paths.
+//! The engine tells nobody of acknowledgements, so they are looked for in its counters: one that
+//! counts has the round-trip time of its path measured anew, on whatever path it comes itself. A path
+//! on which something was sent that calls for an answer, and is not answered for about three round
+//! trips while it is asked several times, is dead, provided another one lives: when none does, it is
+//! the peer or our own line that is silent, and nothing is gained by closing paths. That something
+//! is received on a path shows that it lives the other way; what we send may still get lost on it.
 
 use std::time::{Duration, Instant};
 
@@ -69,13 +69,22 @@ pub(crate) enum Health {
     Hopeless,
 }
 
+/// What a sample has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Anything has happened on the path.
+    pub(crate) any: bool,
+    /// It had been silent and is not any more.
+    pub(crate) revived: bool,
+}
+
 /// The memory of one path.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     last: Sample,
     heard: Instant,
     received: Instant,
-    /// When something was sent that has not been answered by any sign of life.
+    /// When something was sent that has not been answered.
     unanswered: Option<Instant>,
     pings: u32,
     pinged: Option<Instant>,
@@ -96,24 +105,31 @@ impl Pulse {
         }
     }
 
-    /// Takes in the counters. True if anything has happened on the path.
-    pub(crate) fn sample(&mut self, now: Instant, sample: Sample) -> bool {
+    /// Takes in the counters.
+    pub(crate) fn sample(&mut self, now: Instant, sample: Sample) -> Change {
+        let was_silent = matches!(self.health(now), Health::Silent { .. } | Health::Hopeless);
         let last = std::mem::replace(&mut self.last, sample);
         let (sent, received) = (sample.sent != last.sent, sample.received != last.received);
         if received {
             self.received = now;
         }
-        if received || sample.rtt != last.rtt {
+        let answered = sample.rtt != last.rtt;
+        if received || answered {
             self.heard = now;
+        }
+        if answered {
             self.unanswered = None;
             self.reset_pings();
         } else if sent && self.unanswered.is_none() {
             self.unanswered = Some(now);
         }
-        sent || received
+        Change {
+            any: sent || received,
+            revived: was_silent && self.heard == now,
+        }
     }
 
-    /// We were not looking ourselves: silence so far means nothing.
+    /// Silence so far means nothing: we were not looking ourselves, or it was not this path.
     pub(crate) fn forgive(&mut self, now: Instant) {
         self.unanswered = self.unanswered.map(|_| now);
         self.reset_pings();

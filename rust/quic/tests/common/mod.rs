@@ -7,6 +7,8 @@
     reason = "test helpers, of which each test uses some"
 )]
 
+pub mod line;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyreach_quic::{Connection, Endpoint, EndpointConfig, Identity};

@@ -90,7 +90,11 @@ fn an_acknowledgement_that_comes_another_way_is_a_sign_of_life() {
 fn what_was_silent_comes_back() {
     let mut bench = Bench::new(ms(40));
     bench.silent_after();
+    // Something comes by it: it lives one way.
     bench.sample.received += 1;
+    assert!(matches!(bench.look(), Health::Silent { .. }));
+    assert_eq!(bench.pulse.heard(), bench.now);
+    bench.sample.rtt += ms(1);
     assert_eq!(bench.look(), Health::Good);
     assert_eq!(bench.pulse.unanswered(), None);
     let (after, _) = bench.silent_after();
@@ -132,7 +136,7 @@ proptest! {
         let mut heard = bench.now;
         for (sends, hears) in turns {
             bench.sample.sent += u64::from(sends) * 1200;
-            bench.sample.received += u64::from(hears);
+            bench.sample.rtt += Duration::from_nanos(u64::from(hears));
             let health = bench.look();
             if hears {
                 heard = bench.now;

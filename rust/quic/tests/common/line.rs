@@ -1,0 +1,129 @@
+//! A line between a node and another: a forwarder of datagrams with a delay, which can be cut.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    net::UdpSocket,
+    sync::mpsc::{self, Sender},
+    task::JoinHandle,
+    time::Instant,
+};
+
+/// Datagrams under way at once, each way; what is beyond is lost, as on a router.
+const QUEUE: usize = 4096;
+
+/// Cuts a line: from those who dial, and back to them.
+#[derive(Clone)]
+pub struct Switch(Arc<[AtomicBool; 2]>);
+
+impl Switch {
+    pub fn set(&self, cut: [bool; 2]) {
+        for (flag, cut) in self.0.iter().zip(cut) {
+            flag.store(cut, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Forwards between those who send to [`Line::address`] and one target.
+pub struct Line {
+    address: SocketAddr,
+    switch: Switch,
+    task: JoinHandle<()>,
+}
+
+impl Line {
+    pub async fn new(target: SocketAddr, one_way: Duration) -> Self {
+        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let address = front.local_addr().unwrap();
+        let cut = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+        let task = tokio::spawn(forward(front, target, one_way, cut.clone()));
+        Self {
+            address,
+            switch: Switch(cut),
+            task,
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn switch(&self) -> Switch {
+        self.switch.clone()
+    }
+
+    pub fn cut(&self) {
+        self.switch.set([true, true]);
+    }
+
+    pub fn mend(&self) {
+        self.switch.set([false, false]);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+type Datagram = (Instant, Vec<u8>);
+
+async fn forward(
+    front: Arc<UdpSocket>,
+    target: SocketAddr,
+    one_way: Duration,
+    cut: Arc<[AtomicBool; 2]>,
+) {
+    let mut guests: HashMap<SocketAddr, Sender<Datagram>> = HashMap::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok((length, from)) = front.recv_from(&mut buffer).await else {
+            continue;
+        };
+        if !guests.contains_key(&from) {
+            let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+            let (there, outgoing) = mpsc::channel(QUEUE);
+            let (here, incoming) = mpsc::channel(QUEUE);
+            guests.insert(from, there);
+            tasks.spawn(deliver(back.clone(), target, outgoing));
+            tasks.spawn(deliver(front.clone(), from, incoming));
+            let cut = cut.clone();
+            tasks.spawn(async move {
+                let mut buffer = vec![0; 65_536];
+                loop {
+                    let Ok(length) = back.recv(&mut buffer).await else {
+                        continue;
+                    };
+                    if !cut[1].load(Ordering::Relaxed) {
+                        let due = Instant::now() + one_way;
+                        let _ = here.try_send((due, buffer[..length].to_vec()));
+                    }
+                }
+            });
+        }
+        if !cut[0].load(Ordering::Relaxed) {
+            let due = Instant::now() + one_way;
+            let _ = guests[&from].try_send((due, buffer[..length].to_vec()));
+        }
+    }
+}
+
+async fn deliver(socket: Arc<UdpSocket>, to: SocketAddr, mut datagrams: mpsc::Receiver<Datagram>) {
+    while let Some((due, datagram)) = datagrams.recv().await {
+        // The timer's grain is a millisecond: what is nearly due goes at once.
+        if due > Instant::now() + Duration::from_micros(500) {
+            tokio::time::sleep_until(due).await;
+        }
+        let _ = socket.send_to(&datagram, to).await;
+    }
+}
