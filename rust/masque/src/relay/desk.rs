@@ -132,7 +132,7 @@ impl Desk {
         claim: Claim,
         config: &RelayConfig,
         fresh: Option<Arc<Sockets>>,
-        begin: impl FnOnce(u64, Arc<Sockets>) -> Result<Session, E>,
+        begin: impl FnOnce(u64, &Arc<Sockets>) -> Result<Session, E>,
     ) -> Result<Settled, E> {
         let plan = self.table.plan(&claim, config)?;
         let own = match &plan {
@@ -142,7 +142,7 @@ impl Desk {
         let Some(sockets) = own.or(fresh) else {
             return Ok(Settled::NeedsSockets);
         };
-        let session = Arc::new(begin(self.next_session, sockets.clone())?);
+        let session = Arc::new(begin(self.next_session, &sockets)?);
         self.next_session += 1;
         let tasks = self.spawn(&sockets, |port| receive::run(session.clone(), port));
         let lent = Lent {

@@ -58,7 +58,7 @@ impl Inner {
             }
         };
         let lent_ips = if wanted.bind { &advertised[..] } else { &[] };
-        let begin = |id, sockets: Arc<Sockets>| {
+        let begin = |id, sockets: &Arc<Sockets>| {
             let bound = sockets.reached_at(lent_ips);
             if wanted.bind && bound.is_empty() {
                 return Err(no_address());
@@ -71,7 +71,7 @@ impl Inner {
                 id,
                 client: client.clone(),
                 out: out.clone(),
-                sockets,
+                sockets: Arc::downgrade(sockets),
                 rules: self.rules.clone(),
                 scope,
                 meter: Meter {
@@ -133,7 +133,7 @@ impl Inner {
     async fn settle(
         self: &Arc<Self>,
         claim: Claim,
-        begin: impl Fn(u64, Arc<Sockets>) -> Result<Session, Refusal>,
+        begin: impl Fn(u64, &Arc<Sockets>) -> Result<Session, Refusal>,
     ) -> Result<Tunnel, Refusal> {
         loop {
             let mut fresh = None;

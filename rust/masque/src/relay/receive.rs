@@ -170,7 +170,7 @@ fn deliver(
             Err(reason) => session.traffic().dropped(reason, 1),
         }
     }
-    session.traffic().to_client(packets, bytes);
+    session.traffic().add_to_client(packets, bytes);
 }
 
 fn pass(session: &Session, head: &[u8], payload: &[u8], now: Instant) -> Result<(), Drop> {

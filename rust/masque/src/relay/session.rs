@@ -7,13 +7,12 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
 };
 
-use anyreach_net::UdpPort;
 use anyreach_wire::capsule::Capsule;
 use bytes::{BufMut, Bytes, BytesMut};
 use noq_udp::Transmit;
@@ -69,7 +68,8 @@ pub(crate) struct Parts {
     pub(crate) id: u64,
     pub(crate) client: Client,
     pub(crate) out: Arc<dyn TunnelOut>,
-    pub(crate) sockets: Arc<Sockets>,
+    /// Weak, so that they are closed when they are given up, whoever still holds the session.
+    pub(crate) sockets: Weak<Sockets>,
     pub(crate) rules: Arc<Rules>,
     pub(crate) scope: Scope,
     pub(crate) meter: Meter,
@@ -194,7 +194,13 @@ impl Session {
     }
 
     fn transmit(&self, run: Run<'_>) {
-        let Some(port) = self.parts.sockets.towards(run.remote.ip()) else {
+        let Some(sockets) = self.parts.sockets.upgrade() else {
+            self.parts
+                .traffic
+                .dropped(Drop::CarrierClosed, run.datagrams);
+            return;
+        };
+        let Some(port) = sockets.towards(run.remote.ip()) else {
             self.parts.traffic.dropped(Drop::Family, run.datagrams);
             return;
         };
@@ -209,14 +215,15 @@ impl Session {
         match sent {
             Ok(()) => {
                 let bytes = run.contents.len();
-                self.parts.traffic.from_client(run.datagrams, bytes);
+                self.parts.traffic.add_from_client(run.datagrams, bytes);
             }
             Err(error) => self.parts.traffic.dropped(reason(&error), run.datagrams),
         }
     }
 
     fn max_segments(&self) -> usize {
-        let ports = self.parts.sockets.ports().iter();
+        let sockets = self.parts.sockets.upgrade();
+        let ports = sockets.iter().flat_map(|sockets| sockets.ports());
         ports.map(|port| port.max_segments()).min().unwrap_or(1)
     }
 
@@ -285,10 +292,6 @@ impl Session {
     /// The policy, for one more task of this session.
     pub(crate) fn gate(&self) -> Gate {
         Gate::new(self.parts.rules.clone(), self.parts.scope)
-    }
-
-    pub(crate) fn sockets(&self) -> &[Arc<UdpPort>] {
-        self.parts.sockets.ports()
     }
 
     /// Gives back memory that a burst has left.

@@ -56,7 +56,7 @@ drops! {
     CarrierFull = "carrier-full",
     /// To the client: larger than its carrier takes. MTU probing causes these by design.
     CarrierTooLarge = "carrier-too-large",
-    /// To the client, whose carrier has just ended.
+    /// Either way, when the tunnel has just ended.
     CarrierClosed = "carrier-closed",
     /// To an address that is kept for a client which has gone.
     Unattached = "unattached",
@@ -112,11 +112,11 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    pub(crate) fn from_client(&self, packets: usize, bytes: usize) {
+    pub(crate) fn add_from_client(&self, packets: usize, bytes: usize) {
         self.from_client.add(packets, bytes);
     }
 
-    pub(crate) fn to_client(&self, packets: usize, bytes: usize) {
+    pub(crate) fn add_to_client(&self, packets: usize, bytes: usize) {
         self.to_client.add(packets, bytes);
     }
 
@@ -137,8 +137,8 @@ impl Traffic {
 
     fn add_to(&self, totals: &Self) {
         let (from, to) = self.flows();
-        totals.from_client(from.packets as usize, from.bytes as usize);
-        totals.to_client(to.packets as usize, to.bytes as usize);
+        totals.add_from_client(from.packets as usize, from.bytes as usize);
+        totals.add_to_client(to.packets as usize, to.bytes as usize);
         for (count, total) in self.drops.iter().zip(&totals.drops) {
             total.fetch_add(count.load(Ordering::Relaxed), Ordering::Relaxed);
         }
@@ -278,8 +278,8 @@ mod tests {
     fn what_has_ended_stays_counted_once() {
         let ledger = Ledger::default();
         let (one, two) = (ledger.open(), ledger.open());
-        one.from_client(2, 300);
-        two.to_client(1, 50);
+        one.add_from_client(2, 300);
+        two.add_to_client(1, 50);
         two.dropped(Drop::Target, 3);
         ledger.own.dropped(Drop::Unattached, 5);
         let before = ledger.total();

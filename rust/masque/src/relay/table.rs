@@ -82,16 +82,6 @@ pub(crate) enum Limit {
     Source,
 }
 
-impl Limit {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::Client => "client",
-            Self::Source => "source",
-        }
-    }
-}
-
 /// All sockets lent. Small, and looked at only when something begins or ends.
 #[derive(Debug)]
 pub(crate) struct Table<S> {
