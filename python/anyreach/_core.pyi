@@ -7,7 +7,7 @@ No method blocks; the GIL is released while Rust works. PeerIds are 32 raw bytes
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
 
 __all__ = [
     "Bridge",
@@ -15,10 +15,13 @@ __all__ = [
     "Dial",
     "DialFailed",
     "Endpoint",
+    "Find",
     "Identity",
+    "PathAttempt",
     "PathInfo",
     "RecvStream",
     "SendStream",
+    "Tunnel",
     "__version__",
     "interface_addresses",
     "mlkem768_decapsulate",
@@ -73,11 +76,72 @@ class Endpoint:
         socket_buffer: int,
         max_connections: int,
         key_log: bool,
+        serve_relay: bool,  # take HTTP/3; see serve_relay()
+        capabilities: Sequence[str],  # hints for peers, in the hello
     ) -> Endpoint: ...  # raises errors.BindError
     @property
     def ip_mode(self) -> str: ...  # what was bound: "dual" | "v4" | "v6"
     def local_addresses(self) -> list[tuple[str, int]]: ...  # bound addresses
-    def dial(self, ip: str, port: int, peer_id: bytes | None, timeout: float) -> Dial: ...
+    def dial(
+        self,
+        ip: str,
+        port: int,
+        peer_id: bytes | None,
+        timeout: float,
+        *,
+        via: Tunnel | None = None,  # send through this tunnel
+        relayed: bool = False,  # the address is one the peer has at a relay
+    ) -> Dial: ...
+    def open_path(
+        self,
+        connection: Connection,
+        ip: str,
+        port: int,
+        timeout: float,
+        *,
+        via: Tunnel | None,
+        relayed: bool,
+        standby: bool,  # use it only if there is no other
+    ) -> PathAttempt:
+        """Try one more path of a connection; only for those this side has dialed."""
+    def serve_relay(
+        self,
+        *,
+        tcp: str | None,  # "[::]:9000": carry HTTP/2 of nodes there as well
+        https: str | None,  # "0.0.0.0:443": ordinary HTTP clients, UDP and TCP
+        certificate: str | None,  # PEM files for them; None: self-signed
+        private_key: str | None,
+        allow_anonymous: bool,
+        allow_targets: Sequence[str],  # prefixes, "10.0.0.0/8"
+        bytes_per_second: int,  # of each client, 0 = unlimited
+        max_reservations: int,
+    ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """Carry packets for others from now on; the bound addresses of tcp and of https.
+
+        Raises errors.BindError, ValueError.
+        """
+    def set_external_addresses(self, ips: Sequence[str]) -> None: ...  # what relayed peers are told
+    def relay_stats(self) -> dict[str, int]: ...  # empty if not serving
+    def open_tunnel(
+        self,
+        *,
+        peer_id: bytes | None,  # the relay; None: whoever answers
+        host: str,  # name or address for HTTP proxies
+        port: int,
+        udp: Sequence[tuple[str, int]],
+        tcp: Sequence[tuple[str, int]],
+        plan: Sequence[tuple[str, float]],  # (carrier, seconds after the start)
+        proxy: str | None,
+        ca_file: str | None,
+        allow_tls_inspection: bool,
+    ) -> Tunnel: ...
+    def announce(
+        self,
+        direct: Sequence[tuple[str, int]],
+        relayed: Sequence[tuple[bytes, Sequence[tuple[str, int]]]],
+        findable: bool,
+    ) -> None:
+        """What all peers are to know of us, and may tell others if ``findable``."""
     def connection(self, peer_id: bytes) -> Connection | None: ...
     def connections(self) -> list[Connection]: ...
     def poll_incoming(self, bridge: Bridge, token: int) -> Connection | None: ...
@@ -88,7 +152,10 @@ class Endpoint:
         ``("disconnected", Connection, reason, code, message)`` reason as in ConnectionLost;
         ``("observed", Connection, path_id, ip, port, seconds)`` the peer reported our address
         ``seconds`` after the path came up or its address changed;
-        ``("path", Connection, reason)`` the set of paths or the current path changed.
+        ``("path", Connection, reason)`` the set of paths or the current path changed;
+        ``("reach", Connection)`` the peer told where it can be reached;
+        ``("sought", Connection, peer_id, ip, port)`` the peer was asked for us by another one,
+        which it sees at that address.
         """
     def counters(self) -> dict[str, int]: ...
     def close(self, code: int, reason: bytes) -> None: ...
@@ -120,6 +187,8 @@ class Connection:
     @property
     def key_exchange_group(self) -> str: ...
     @property
+    def capabilities(self) -> list[str]: ...  # what the peer says it offers; hints
+    @property
     def handshake_seconds(self) -> float: ...
     def paths(self) -> list[PathInfo]: ...  # none once the connection has ended
     @property
@@ -143,12 +212,63 @@ class Connection:
     @property
     def max_datagram_size(self) -> int | None: ...
     def poll_datagrams(self, max: int, bridge: Bridge, token: int) -> list[bytes] | None: ...
+    @property
+    def reach(self) -> _Reach | None: ...  # what the peer told, direct and relayed
+    def find(self, peer_id: bytes) -> Find: ...  # ask the peer for another one
     def poll_answers(self, bridge: Bridge, token: int) -> bool | None:
         """Whether the peer answers a PING within about three round trips, at most two seconds."""
     def close(self, code: int, reason: bytes) -> None: ...
     def poll_closed(self, bridge: Bridge, token: int) -> tuple[str, int, str] | None: ...
     @property
     def close_reason(self) -> tuple[str, int, str] | None: ...  # (reason, code, message)
+
+_Addresses: TypeAlias = list[tuple[str, int]]
+_Reach: TypeAlias = tuple[_Addresses, list[tuple[bytes, _Addresses]]]
+
+@final
+class Find:
+    """A question to a peer. Dropping it withdraws the question."""
+    def poll(
+        self, bridge: Bridge, token: int
+    ) -> tuple[str, tuple[str, int] | None, _Addresses, list[tuple[bytes, _Addresses]]] | None:
+        """(status, where the asked peer sees it, direct, relayed); raises ConnectionLost.
+
+        Status is ok, unknown, not-findable or limit.
+        """
+
+@final
+class PathAttempt:
+    """A path in the making. Dropping it leaves the path to its fate."""
+    def poll(self, bridge: Bridge, token: int) -> int | None: ...  # path id; raises DialFailed
+
+@final
+class Tunnel:
+    """A tunnel to a relay, with addresses there. Reconnects until closed or dropped."""
+    @property
+    def number(self) -> int: ...  # unique within the endpoint
+    @property
+    def state(self) -> Literal["connecting", "up", "down", "closed"]: ...
+    @property
+    def relay(self) -> bytes | None: ...  # PeerId it proved
+    @property
+    def carrier(self) -> str | None: ...  # "h3" | "h2" | "h2-proxy"
+    @property
+    def remote(self) -> tuple[str, int] | None: ...  # where the relay is, None through a proxy
+    @property
+    def public_addresses(self) -> list[tuple[str, int]]: ...
+    @property
+    def node_addresses(self) -> list[tuple[str, int]]: ...  # the relay's own, seen from inside
+    @property
+    def rtt(self) -> float | None: ...
+    @property
+    def attempts(self) -> list[tuple[str, str, str, str, float]]:
+        """(carrier, address, reason, detail, seconds) of the latest round."""
+    def counters(self) -> dict[str, int]: ...
+    @property
+    def changes(self) -> int: ...
+    def poll_change(self, seen: int, bridge: Bridge, token: int) -> int | None: ...
+    def probe(self) -> None: ...  # look at once whether the carrier still works
+    def close(self) -> None: ...
 
 @final
 class PathInfo:
@@ -158,6 +278,10 @@ class PathInfo:
     def method(self) -> Literal["direct", "punched", "relayed"]: ...
     @property
     def remote(self) -> tuple[str, int]: ...
+    @property
+    def via(self) -> bytes | None: ...  # PeerId of the relay, where it is known
+    @property
+    def tunnelled(self) -> bool: ...  # our end of it is a tunnel of ours
     @property
     def local_ip(self) -> str | None: ...
     @property

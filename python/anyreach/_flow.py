@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from anyreach import _core
+from anyreach._attempts import NO_ANSWER, AttemptLog, Record
 from anyreach._local import from_core, to_core
 from anyreach.addresses import IpMode, SocketAddress
 from anyreach.candidates import MAX_CANDIDATES, Candidate, CandidateKind, DropReason
-from anyreach.errors import Attempt, ConnectError, ConnectTimeout, PeerIdMismatch
 from anyreach.happy_eyeballs import Exhausted, Race, Start, Wait, attempt_delay_after
-from anyreach.peer import PeerId
 from anyreach.resolver import ResolutionError, resolve
 
 if TYPE_CHECKING:
@@ -27,16 +26,51 @@ if TYPE_CHECKING:
 
     from anyreach.addresses import HostPort
     from anyreach.dialer import Dialer
-    from anyreach.peer import PeerAddress
+    from anyreach.errors import ConnectError
+    from anyreach.peer import PeerAddress, PeerId
 
-__all__ = ["Endpoint", "Flow", "Waiter"]
+__all__ = ["MAX_RELAYED_WAYS", "Endpoint", "Flow", "Waiter", "Way"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SELF: Final = "self"
-"""Reason of an attempt that reached the dialing node itself."""
+MAX_RELAYED_WAYS: Final = 8
+"""Relayed ways tried for one peer: both families at two relays, seen from two own tunnels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to send to an address of a peer.
+
+    Attributes:
+        address: of the peer, or where a relay takes packets for it.
+        relay: whose address that is; ``None`` if it is the peer's own.
+        tunnel: the tunnel of this node to send through; ``None`` for its own socket.
+        carrier: the relay at the end of that tunnel, as people know it.
+    """
+
+    address: SocketAddress
+    relay: PeerId | None = None
+    tunnel: _core.Tunnel | None = None
+    carrier: str = ""
+
+    @property
+    def method(self) -> str:
+        """``"direct"`` or ``"relayed"``."""
+        return "direct" if self.relay is None and self.tunnel is None else "relayed"
+
+    def __str__(self) -> str:
+        text = str(self.address)
+        if self.relay is not None:
+            text += f" at relay {str(self.relay)[:8]}"
+        if self.tunnel is not None:
+            text += f" through {self.carrier or 'a tunnel'}"
+        return text
+
+
+_SILENCE: Final = frozenset({None, "handshake-timeout", "unreachable"})
+"""What may be the network's doing, and not that of somebody who answered."""
 
 
 class Endpoint(Protocol):
@@ -47,7 +81,16 @@ class Endpoint(Protocol):
         """``"dual"``, ``"v4"`` or ``"v6"``."""
         ...
 
-    def dial(self, ip: str, port: int, peer_id: bytes | None, timeout: float) -> _core.Dial:
+    def dial(
+        self,
+        ip: str,
+        port: int,
+        peer_id: bytes | None,
+        timeout: float,
+        *,
+        via: _core.Tunnel | None = None,
+        relayed: bool = False,
+    ) -> _core.Dial:
         """Start an attempt."""
         ...
 
@@ -59,26 +102,9 @@ class Endpoint(Protocol):
 class Waiter(Protocol):
     """What a dialer needs of :class:`anyreach._bridge.LoopBridge`."""
 
-    async def __call__(self, poll: Callable[..., T | None]) -> T:
+    async def __call__(self, poll: Callable[..., T | None], *args: object) -> T:
         """The result of ``poll`` once it has one."""
         ...
-
-
-NO_ANSWER: Final = "no-answer"
-"""Reason of the attempt to use the connection there was."""
-
-
-@dataclass(slots=True)
-class _Record:
-    """An attempt; reason and detail are what to say if time runs out now, until it is over."""
-
-    address: str
-    begun: float
-    reason: str = "handshake-timeout"
-    detail: str = "no answer in the time there was"
-    method: str = "direct"
-    seconds: float | None = None
-    actual: bytes | None = None
 
 
 class Flow:
@@ -95,6 +121,7 @@ class Flow:
     Attributes:
         peer: who is wanted, as the first caller said it.
         race: the Happy Eyeballs state.
+        log: what was tried.
         task: ends with the connection, or with :meth:`failure`.
         waiters: callers that wait for it, kept by the dialer.
     """
@@ -106,12 +133,17 @@ class Flow:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._mode = IpMode(dialer.endpoint.ip_mode)
-        self._records: list[_Record] = []
+        self.log = AttemptLog(self._loop.time)
         self._sources: dict[SocketAddress, str] = {}
         self._outcomes: dict[SocketAddress, str] = {}
         self._hosts: set[HostPort] = set()
         self._jobs: set[asyncio.Task[None]] = set()
-        self._resolving = 0
+        self._lookers: set[asyncio.Task[None]] = set()
+        self._ways: dict[Way, None] = {}
+        self._usable: dict[SocketAddress, None] = {}
+        # What direct attempts ended with.
+        self._answers: dict[SocketAddress, str] = {}
+        self._searched = False
         self._changed = asyncio.Event()
         self._asking = False
         # Addresses that wait for the answer on the existing connection, and until when.
@@ -150,9 +182,42 @@ class Flow:
             if host.address is not None:
                 self._admit((host.address,), source)
             else:
-                self._resolving += 1
-                self._spawn(self._resolve(host), f"anyreach-resolve {host}")
+                self.look(self._resolve(host), f"anyreach-resolve {host}")
+            if source == "given" and self._dialer.ways is not None:
+                self.look(self._dialer.ways.detour(self, host), f"anyreach-detour {host}")
         self._changed.set()
+
+    def search(self) -> None:
+        """Let other peers say where the wanted one is, and relays carry packets to it."""
+        if self._dialer.ways is not None and not self._searched:
+            self._searched = True
+            self.look(self._dialer.ways.search(self), f"anyreach-search {self.peer}")
+
+    def look(self, job: Coroutine[None, None, None], name: str) -> None:
+        """Run something that may come up with ways; the race is not lost before it ends."""
+        self._lookers.add(self._spawn(job, name))
+
+    def relay(self, way: Way) -> None:
+        """Try a relayed way at once, beside the direct ones: which data takes is decided later."""
+        if way in self._ways or len(self._ways) >= MAX_RELAYED_WAYS or self._over:
+            return
+        self._ways[way] = None
+        self.look(self._attempt(way), f"anyreach-dial {way}")
+
+    def answered(self, host: HostPort) -> str | None:
+        """What a direct attempt to ``host`` found out there; ``None`` while nobody answers."""
+        reason = None if host.address is None else self._answers.get(host.address)
+        return None if reason in _SILENCE else reason
+
+    @property
+    def direct_addresses(self) -> tuple[SocketAddress, ...]:
+        """The addresses that are the peer's own and can be dialed without a relay."""
+        return tuple(self._usable)
+
+    @property
+    def relayed_ways(self) -> tuple[Way, ...]:
+        """The ways through relays that were tried."""
+        return tuple(self._ways)
 
     def arrived(self, connection: _core.Connection) -> None:
         """End the race with a connection the core tells of."""
@@ -184,32 +249,7 @@ class Flow:
 
     def failure(self, timeout: float | None = None) -> ConnectError:
         """Why there is no connection; ``timeout`` if the caller's time is up."""
-        who = str(self.peer)
-        attempts = self._attempts()
-        expected = str(self.peer.peer_id)
-        for record in self._records:
-            if record.actual is not None:
-                actual = str(PeerId(record.actual))
-                return PeerIdMismatch(
-                    f"{record.address} is {actual}, not {expected}",
-                    attempts,
-                    expected=expected,
-                    actual=actual,
-                )
-        if timeout is not None:
-            return ConnectTimeout(f"{who} was not reached within {timeout:g} s", attempts)
-        reasons = {attempt.reason for attempt in attempts}
-        if reasons == {NO_ANSWER}:
-            return ConnectTimeout(
-                f"{who} does not answer on the connection there is, and no address to dial it at"
-                " is known; pass ID@HOST:PORT or a ticket",
-                attempts,
-            )
-        if reasons - {NO_ANSWER} == {"handshake-timeout"}:
-            return ConnectTimeout(f"{who} did not answer", attempts)
-        if reasons == {SELF}:
-            return ConnectError(f"{who} is this node itself", attempts)
-        return ConnectError(f"{who} could not be reached", attempts)
+        return self.log.failure(self.peer, timeout)
 
     async def _run(self) -> _core.Connection:
         try:
@@ -219,9 +259,11 @@ class Flow:
                 if self._error is not None:
                     raise self._error
                 if self._connection is not None:
-                    attempts = self._attempts(("cancelled", "another way was faster"))
-                    self._dialer.won(self._connection, self.elapsed(), attempts)
                     self._over = True
+                    attempts = self.log.attempts(("cancelled", "another way was faster"))
+                    self._dialer.won(self._connection, self.elapsed(), attempts)
+                    await self._stop_jobs()
+                    await self._improve(self._connection)
                     return self._connection
                 try:
                     async with asyncio.timeout_at(until):
@@ -229,14 +271,24 @@ class Flow:
                 except TimeoutError:
                     continue  # time for the next attempt
         finally:
-            if not self._over:  # cancelled, or failed
-                self._over = True
+            if self._connection is None or self._error is not None:
                 self.abandon()
+            self._over = True
             self._account()
-            for job in self._jobs:
-                job.cancel()
-            if self._jobs:
-                await asyncio.wait(self._jobs)
+            await self._stop_jobs()
+
+    async def _stop_jobs(self) -> None:
+        for job in self._jobs:
+            job.cancel()
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+
+    async def _improve(self, connection: _core.Connection) -> None:
+        """Give a direct path a moment, if the connection goes through a relay."""
+        upgrades = self._dialer.upgrades
+        if upgrades is not None and connection.outbound:
+            upgrades.begin(connection, self.direct_addresses, self.relayed_ways)
+            await upgrades.grace(connection)
 
     def _advance(self) -> float | None:
         """Start what is due; the loop time at which more is, ``None`` if only events matter."""
@@ -248,22 +300,24 @@ class Flow:
         while self._connection is None and self._error is None:
             match self.race.next_action(self._loop.time()):
                 case Start(address):
-                    self._spawn(self._attempt(address), f"anyreach-dial {address}")
+                    self._spawn(self._attempt(Way(address)), f"anyreach-dial {address}")
                 case Wait(until):
                     return until
-                case Exhausted() if not self._resolving and not self._asking:
+                case Exhausted() if not (self._lookers or self._asking):
                     self._error = self.failure()
                 case _:
                     return None
         return None
 
-    def _spawn(self, job: Coroutine[None, None, None], name: str) -> None:
+    def _spawn(self, job: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(job, name=name)
         self._jobs.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._jobs.discard(task)
+        self._lookers.discard(task)
         if not task.cancelled():
             error = task.exception()
             if isinstance(error, Exception):
@@ -280,7 +334,7 @@ class Flow:
         if path is not None and remote is not None:
             rtts = {remote: path.rtt}
             delay = attempt_delay_after(remote, attempt_delay=delay, rtts=rtts)
-        record = self._record(str(remote or "the connection there is"))
+        record = self.log.begin(str(remote or "the connection there is"))
         record.reason = NO_ANSWER
         if path is not None:
             record.method = path.method
@@ -288,56 +342,57 @@ class Flow:
         self._held_until = self._started + delay
         self._spawn(self._await_answer(connection, record), f"anyreach-ask {self.peer}")
 
-    async def _await_answer(self, connection: _core.Connection, record: _Record) -> None:
+    async def _await_answer(self, connection: _core.Connection, record: Record) -> None:
         try:
             answers = await self._dialer.wait(connection.poll_answers)
         finally:
             self._asking = False
         if answers and connection.close_reason is None:
-            self._records.clear()  # nothing had to be tried
+            self.log.clear()  # nothing had to be tried
             self._dialer.answered(connection)
             self._settle(connection)
         else:
             self._held_until = -math.inf
-            self._close(record, NO_ANSWER, "the peer does not answer on the connection there is")
+            self.log.end(record, NO_ANSWER, "the peer does not answer on the connection there is")
 
     async def _resolve(self, host: HostPort) -> None:
-        record = self._record(str(host))
+        record = self.log.begin(str(host))
         record.reason, record.detail = "name-resolution", "the resolver has not answered"
         try:
             async with aclosing(resolve(host, mode=self._mode)) as batches:
                 async for batch in batches:
-                    if record in self._records:
-                        self._records.remove(record)  # its addresses speak for themselves
+                    self.log.forget(record)  # its addresses speak for themselves
                     self._admit(batch, "dns")
                     self._changed.set()
         except ResolutionError as error:
-            self._close(record, "name-resolution", f"the name could not be resolved: {error}")
-        finally:
-            self._resolving -= 1
+            self.log.end(record, "name-resolution", f"the name could not be resolved: {error}")
 
-    async def _attempt(self, address: SocketAddress) -> None:
-        peer_id = None if self.peer.peer_id is None else bytes(self.peer.peer_id)
-        record = self._record(str(address))
+    async def _attempt(self, way: Way) -> None:
+        address = way.address
+        direct = way.method == "direct"
+        record = self.log.begin(str(way), way.method)
         dial: _core.Dial | None = None
         try:
-            dial = self._dial(address, peer_id)
+            dial = self._dial(way)
             connection = await self._dialer.wait(dial.poll)
             # Nothing is awaited from here on: a cancelled race leaves no connection unowned.
             closed = connection.close_reason
             if closed is not None:
                 raise _core.DialFailed("closed", f"the connection was lost at once: {closed}", None)
             if self._settle(connection, dial):
-                self.race.won(address)
-                self._close(record, "ok", "connected")
+                if direct:
+                    self.race.won(address)
+                self.log.end(record, "ok", "connected")
                 self._outcomes[address] = "connected"
             else:
                 self._outcomes.setdefault(address, "cancelled")
         except _core.DialFailed as error:
             reason, detail, record.actual = error.args
-            self._close(record, reason, detail)
+            self.log.end(record, reason, detail)
             self._outcomes[address] = "failed"
-            self.race.failed(address, self._loop.time())
+            if direct:
+                self._answers[address] = reason
+                self.race.failed(address, self._loop.time())
         except asyncio.CancelledError:
             self._outcomes.setdefault(address, "cancelled")
             raise
@@ -354,14 +409,23 @@ class Flow:
         self._changed.set()
         return True
 
-    def _dial(self, address: SocketAddress, peer_id: bytes | None) -> _core.Dial:
+    def _dial(self, way: Way) -> _core.Dial:
+        address = way.address
         try:
             host = to_core(address)
         except OSError as error:
             detail = f"the interface of {address.host} does not exist"
             raise _core.DialFailed("unreachable", detail, None) from error
-        timeout = self._dialer.handshake_timeout
-        return self._dialer.endpoint.dial(host, address.port, peer_id, timeout)
+        if self._dialer.contacts is not None and way.tunnel is None:
+            self._dialer.contacts.add(address.ip)
+        return self._dialer.endpoint.dial(
+            host,
+            address.port,
+            None if self.peer.peer_id is None else bytes(self.peer.peer_id),
+            self._dialer.handshake_timeout,
+            via=way.tunnel,
+            relayed=way.relay is not None,
+        )
 
     def _admit(self, addresses: Iterable[SocketAddress], source: str) -> None:
         """Let those of ``addresses`` race that the candidate policy finds worth it."""
@@ -395,32 +459,12 @@ class Flow:
                 scope = address.scope.value
                 detail = f"no own {family} address reaches a {scope} one"
                 self._turn_away(address, "unreachable", detail)
+        self._usable.update(dict.fromkeys(usable))
         self.race.add(usable)
 
     def _turn_away(self, address: SocketAddress, reason: str, detail: str) -> None:
-        self._close(self._record(str(address)), reason, detail)
+        self.log.end(self.log.begin(str(address)), reason, detail)
         self._outcomes[address] = reason
-
-    def _record(self, address: str) -> _Record:
-        record = _Record(address, self._loop.time())
-        self._records.append(record)
-        return record
-
-    def _close(self, record: _Record, reason: str, detail: str) -> None:
-        record.reason, record.detail = reason, detail
-        record.seconds = self._loop.time() - record.begun
-
-    def _attempts(self, pending: tuple[str, str] | None = None) -> tuple[Attempt, ...]:
-        """All attempts; ``pending`` is what to say of those not over, if there is a reason."""
-        now = self._loop.time()
-        attempts = []
-        for record in self._records:
-            reason, detail, seconds = record.reason, record.detail, record.seconds
-            if seconds is None:
-                seconds = now - record.begun
-                reason, detail = pending or (reason, detail)
-            attempts.append(Attempt(record.address, record.method, reason, detail, seconds * 1000))
-        return tuple(attempts)
 
     def _account(self) -> None:
         for address, source in self._sources.items():

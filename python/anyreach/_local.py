@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from anyreach import _core
-from anyreach.addresses import Scope, SocketAddress
+from anyreach.addresses import Scope, SocketAddress, scope_of
 from anyreach.candidates import CandidateKind, InterfaceAddress, LocalNetwork
 from anyreach.nat import NatReport, classify_mapping, revised
 from anyreach.observed import ObservedAddresses
@@ -16,7 +16,7 @@ from anyreach.observed import ObservedAddresses
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from anyreach.addresses import IpMode
+    from anyreach.addresses import IpAddress, IpMode
     from anyreach.candidates import Candidate, CandidatePolicy
 
 __all__ = ["LocalView", "from_core", "to_core"]
@@ -96,14 +96,37 @@ class LocalView:
         )
         return self._nat
 
+    @property
+    def interfaces(self) -> tuple[InterfaceAddress, ...]:
+        """The addresses of the interfaces."""
+        return self._read_interfaces()
+
+    @property
+    def external(self) -> frozenset[IpAddress]:
+        """IP addresses peers see the node under."""
+        return frozenset(address.ip for address in self.observed.candidates())
+
+    @property
+    def usable(self) -> frozenset[int]:
+        """Families the node can send to beyond its own machine."""
+        return frozenset(
+            own.ip.version
+            for own in self._read_interfaces()
+            if scope_of(own.ip) not in (Scope.LOOPBACK, Scope.LINK_LOCAL)
+        )
+
+    def host_addresses(self) -> tuple[SocketAddress, ...]:
+        """Addresses of this machine the node is bound to."""
+        return tuple(
+            candidate.address
+            for candidate in self.candidates()
+            if candidate.kind is CandidateKind.HOST
+        )
+
     def _host_addresses(self) -> frozenset[tuple[str, int]]:
         self._read_interfaces()
         if self._hosts is None:
-            self._hosts = frozenset(
-                _plain(candidate.address)
-                for candidate in self.candidates()
-                if candidate.kind is CandidateKind.HOST
-            )
+            self._hosts = frozenset(map(_plain, self.host_addresses()))
         return self._hosts
 
     def _read_interfaces(self) -> tuple[InterfaceAddress, ...]:

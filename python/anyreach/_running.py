@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from anyreach import _core
 from anyreach._bridge import current_bridge
+from anyreach._flow import Way
 from anyreach._local import LocalView, from_core
+from anyreach._relaying import Contacts, Relaying
+from anyreach._tunnels import Tunnels
+from anyreach._upgrades import Upgrades
+from anyreach._ways import Ways
 from anyreach.address_book import AddressBook
 from anyreach.addresses import IpMode
+from anyreach.carriers import network_key
 from anyreach.connection import Connection
 from anyreach.dialer import Dialer
-from anyreach.errors import ForkError, NodeClosed
+from anyreach.errors import BindError, ForkError, NodeClosed
 from anyreach.events import (
     Connected,
     Disconnected,
@@ -25,11 +32,14 @@ from anyreach.events import (
     Ready,
 )
 from anyreach.known_peers import KnownPeers
+from anyreach.offers import Neighbourhood, acceptable
 from anyreach.peer import PeerId, Ticket
+from anyreach.proxies import ProxySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
+    from anyreach._tunnels import Tunnel
     from anyreach.addresses import SocketAddress
     from anyreach.config import P2pConfig
     from anyreach.errors import Attempt
@@ -52,6 +62,12 @@ _LOSSY_BATCH: Final = 1024
 _TURN: Final = 64
 """Events handled before the loop gets a turn; a few milliseconds, also when each is a report of
 our address to be weighed against those of all others."""
+
+MAX_RESERVATIONS: Final = 128
+"""Reservations granted to others at once: a socket and some kilobytes each."""
+
+_SWEEP_SECONDS: Final = 15.0
+"""How often tunnels nobody needs any more are looked for."""
 
 _STOP_PATIENCE: Final = 1.0
 """Seconds for the last events to be told after the socket is closed."""
@@ -93,30 +109,79 @@ class Running:
         self.me = identity.peer_id
         self.ip_mode = IpMode(self._endpoint.ip_mode)
         self._bound = tuple(from_core(*a) for a in self._endpoint.local_addresses())
-        book = AddressBook()
+        self._book = AddressBook()
         policy = config.candidate_policy
-        self.local = LocalView(self._bound, self.ip_mode, policy, book.network_changed)
+        self.local = LocalView(self._bound, self.ip_mode, policy, self._network_changed)
+        self._known = KnownPeers(self.me, self._connect_known, self._is_connected, emit)
+        self._tunnels = Tunnels(
+            self._endpoint,
+            self._bridge.wait,
+            mode=self.ip_mode,
+            proxies=_proxies(config),
+            ca_file=None if config.ca_file is None else str(config.ca_file),
+            allow_tls_inspection=config.allow_tls_inspection,
+            network=lambda: network_key(self.local.interfaces),
+            changed=self._tunnel_changed,
+        )
+        contacts = Contacts()
+        self._relaying = Relaying(
+            self.me,
+            self._endpoint,
+            self._bridge.wait,
+            tunnels=self._tunnels,
+            policy=config.relay_policy,
+            wanted=config.relay_reservations if config.relay_fallback else 0,
+            local=self.local,
+            contacts=contacts,
+            emit=emit,
+            recorder=recorder,
+        )
+        ways = Ways(
+            self.me,
+            self._endpoint,
+            self._bridge.wait,
+            tunnels=self._tunnels,
+            mode=self.ip_mode,
+            around=self.local,
+            joining=self._known.joining,
+            direct=config.direct,
+            relayed=config.relay_fallback,
+            delay=config.attempt_delay,
+        )
+        self._upgrades = Upgrades(
+            self._endpoint,
+            self._bridge.wait,
+            direct=config.direct,
+            grace=0 if config.prefer == "fast" else config.direct_grace,
+            timeout=config.handshake_timeout,
+        )
         self._dialer = Dialer(
             self.me,
             self._endpoint,
             self._bridge.wait,
-            book=book,
+            book=self._book,
             policy=policy,
             local=self.local.candidates,
             attempt_delay=config.attempt_delay,
             handshake_timeout=config.handshake_timeout,
             won=self._won,
             recorder=recorder,
+            contacts=contacts,
+            ways=ways,
+            upgrades=self._upgrades,
         )
         self._nat = self.local.nat()
         self._nat_is_stale = False
-        self._known = KnownPeers(self.me, self._connect_known, self._is_connected, emit)
+        self._tcp = self._serve_relay()
 
     def begin(self) -> None:
         """Start the background tasks. The first event is told at once."""
         logger.info("node %s listens on %s", self.me, ", ".join(map(str, self._bound)))
         self._emit(self.ready())
         self._spawn(self._watch(), "anyreach-events")
+        self._spawn(self._relaying.run(), "anyreach-relaying")
+        self._spawn(self._sweep(), "anyreach-sweep")
+        self._known.expect(self._config.known_peers)
         for entry in self._config.known_peers:
             self._spawn(self._known.keep(entry), f"anyreach-known-peer {entry}")
 
@@ -125,6 +190,8 @@ class Running:
         watcher = {task for task in self._tasks if task.get_name() == "anyreach-events"}
         await self._stop(self._tasks - watcher)
         await self._dialer.close()
+        await self._upgrades.end()
+        await self._tunnels.end()
         self._endpoint.close(NODE_CLOSED, b"the node was closed")
         await self._bridge.wait(self._endpoint.poll_closed)
         if watcher:
@@ -156,16 +223,14 @@ class Running:
         return Ready(
             peer_id=self.me,
             udp=self.local.addresses(),
-            tcp=(),
+            tcp=self._tcp,
             ip_mode=self.ip_mode.value,
             ticket=Ticket.of(self.me, self.local.offer()),
         )
 
     async def connect(self, peer: PeerAddress, timeout: float) -> Connection:
         """See :meth:`anyreach.Node.connect`."""
-        core = await self._dialer.connect(peer, timeout)
-        live = self._live.get(core.id)
-        return live.connection if live is not None else Connection(core)
+        return self._adopt(await self._dialer.connect(peer, timeout))
 
     async def accept(self) -> Connection:
         """The next connection a peer made; raises NodeClosed at the end."""
@@ -186,8 +251,17 @@ class Running:
             self._recorder.paths(live.core.id, paths)
             if live.core.close_reason is None and paths:
                 connections[paths[0].method] = connections.get(paths[0].method, 0) + 1
+        for tunnel in self._tunnels:
+            self._count_tunnel(tunnel)
+        relay = self._endpoint.relay_stats()
+        self._recorder.relayed(
+            "relay", 0, relay.get("sent_bytes", 0), relay.get("received_bytes", 0)
+        )
         return self._recorder.snapshot(
-            connections=connections, rejected=_rejected(self._endpoint.counters())
+            connections=connections,
+            rejected=_rejected(self._endpoint.counters()) | _relay_drops(relay),
+            relay_sessions=relay.get("sessions", 0),
+            relay_reservations=self._relaying.reservations,
         )
 
     # Tasks
@@ -211,7 +285,70 @@ class Running:
             await asyncio.wait(waiting)
 
     async def _connect_known(self, peer: PeerAddress) -> Connection:
-        return await self.connect(peer, self._config.connect_timeout)
+        # Nobody else is asked: these are the peers others are found through.
+        core = await self._dialer.connect(peer, self._config.connect_timeout, search=False)
+        return self._adopt(core)
+
+    def _serve_relay(self) -> tuple[str, ...]:
+        config = self._config
+        if not config.serve_relay:
+            return ()
+        try:
+            tcp, https = self._open_relay(
+                self._bound_text() if config.tcp == "auto" else config.tcp
+            )
+        except BindError as error:
+            if config.tcp != "auto":
+                raise
+            logger.warning("no TCP for relay clients without UDP: %s", error)
+            tcp, https = self._open_relay(None)
+        return tuple(str(from_core(*address)) for address in (*tcp, *https))
+
+    def _bound_text(self) -> str:
+        return str(self._bound[0])
+
+    def _open_relay(self, tcp: str | None) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        config = self._config
+        return self._endpoint.serve_relay(
+            tcp=tcp,
+            https=config.https,
+            certificate=None if config.cert_file is None else str(config.cert_file),
+            private_key=None if config.key_file is None else str(config.key_file),
+            allow_anonymous=config.allow_anonymous_relay,
+            allow_targets=config.relay_allow_targets,
+            bytes_per_second=config.relay_quota,
+            max_reservations=MAX_RESERVATIONS,
+        )
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self._tunnels.sweep(self._carries_connections)
+
+    def _carries_connections(self, tunnel: Tunnel) -> bool:
+        relay = None if tunnel.relay is None else bytes(tunnel.relay)
+        return any(
+            path.tunnelled and path.via == relay
+            for live in self._live.values()
+            for path in live.core.paths()
+        )
+
+    def _tunnel_changed(self, tunnel: Tunnel) -> None:
+        self._count_tunnel(tunnel)
+        self._relaying.changed()
+        if tunnel.ended:
+            self._recorder.tunnel_ended("client", tunnel.core.number)
+
+    def _count_tunnel(self, tunnel: Tunnel) -> None:
+        counters = tunnel.core.counters()
+        self._recorder.relayed(
+            "client", tunnel.core.number, counters["sent_bytes"], counters["received_bytes"]
+        )
+
+    def _network_changed(self) -> None:
+        self._book.network_changed()
+        self._relaying.network_changed()
+        self._tunnels.network_changed()
 
     def _is_connected(self, peer_id: PeerId) -> bool:
         return any(
@@ -248,6 +385,8 @@ class Running:
                 self._observed(core, path_id, from_core(ip, port))
             case ("path", core, _):
                 self._paths_changed(core)
+            case ("reach", core):
+                self._reach_changed(core)
 
     def _won(self, core: _core.Connection, seconds: float, attempts: tuple[Attempt, ...]) -> None:
         connection = self._adopt(core, seconds)
@@ -271,7 +410,7 @@ class Running:
         if seconds is None:
             seconds = core.handshake_seconds
         self._recorder.connected(way.method if way else "direct", seconds)
-        if way is not None:
+        if way is not None and way.method != "relayed":
             self._dialer.book.remember(live.peer_id, way.remote, way.rtt)
         self._emit(
             Connected(
@@ -285,6 +424,7 @@ class Running:
             )
         )
         self._known.arrived(live.peer_id)
+        self._relaying.arrived(core, known=self._known.is_known(live.peer_id))
         return live
 
     def _leave(self, core: _core.Connection, reason: str) -> None:
@@ -294,8 +434,10 @@ class Running:
         totals = core.stats()
         self._recorder.ended(core.id, totals["sent_bytes"], totals["received_bytes"])
         self._emit(Disconnected(live.peer_id, reason))
+        self._upgrades.ended(core.id)
         if all(other.peer_id != live.peer_id for other in self._live.values()):
             self._believe(self.local.observed.remove(live.peer_id))
+            self._relaying.left(live.peer_id)
 
     def _observed(self, core: _core.Connection, path_id: int, address: SocketAddress) -> None:
         live = self._live.get(core.id)
@@ -311,12 +453,29 @@ class Running:
     def _believe(self, changes: Iterable[ObservationChange]) -> None:
         told: set[SocketAddress] = set()
         for change in changes:
+            if change.kind == "withdrawn":
+                self._relaying.address_gone(change.address)
             if change.kind == "believed":
                 self._recorder.candidate("observed", "believed")
             if change.kind != "withdrawn" and change.address not in told:
                 told.add(change.address)  # adopted and believed by one report is one event
                 self._emit(ExternalAddress(str(change.address), change.observers))
         self._nat_is_stale = True
+        self._relaying.changed()
+
+    def _reach_changed(self, core: _core.Connection) -> None:
+        """A peer told where it is to be reached; of use where data goes through a relay."""
+        reach = core.reach
+        if reach is None or not core.outbound:
+            return
+        direct, bound = reach
+        around = Neighbourhood(None, self.local.external, self.local.interfaces)
+        ways = [
+            Way(from_core(*address), relay=PeerId(relay))
+            for relay, addresses in bound
+            for address in addresses
+        ]
+        self._upgrades.begin(core, acceptable((from_core(*a) for a in direct), None, around), ways)
 
     def _tell_nat(self) -> None:
         """Tell what the latest reports say about a NAT, if it is something else than before."""
@@ -337,6 +496,7 @@ class Running:
         if way is None:
             return  # none is usable now; the next one decides what this was
         live.way = way
+        self._upgrades.changed(core)
         if before is None or (before.method, before.remote) == (way.method, way.remote):
             return
         if before.path_id == way.path_id:
@@ -345,7 +505,9 @@ class Running:
             reason = "better"
         else:
             reason = "failover"
-        self._dialer.book.remember(live.peer_id, way.remote, way.rtt)
+        if way.method != "relayed":
+            self._dialer.book.remember(live.peer_id, way.remote, way.rtt)
+        self._recorder.path_switched(before.method, way.method, reason)
         self._emit(PathChanged(live.peer_id, way.method, str(way.remote), way.rtt * 1000, reason))
 
     async def _reconcile(self) -> None:
@@ -414,7 +576,25 @@ def _make_endpoint(config: P2pConfig, identity: Identity) -> _core.Endpoint:
         socket_buffer=config.socket_buffer,
         max_connections=config.max_connections,
         key_log=config.key_log,
+        serve_relay=config.serve_relay,
+        capabilities=("relay",) if config.serve_relay else (),
     )
+
+
+def _proxies(config: P2pConfig) -> ProxySettings:
+    settings = ProxySettings.of(config.proxy, os.environ if config.use_environment_proxy else None)
+    for problem in settings.ignored:
+        logger.warning("%s; ignored", problem)
+    return settings
+
+
+def _relay_drops(stats: Mapping[str, int]) -> dict[str, int]:
+    """What the relay did not carry, by reason."""
+    return {
+        f"relay_{name.removeprefix('dropped_')}": count
+        for name, count in stats.items()
+        if name.startswith("dropped_")
+    }
 
 
 def _rejected(counters: Mapping[str, int]) -> dict[str, int]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from anyreach import _core
     from anyreach._flow import Endpoint, Waiter
+    from anyreach._relaying import Contacts
+    from anyreach._upgrades import Upgrades
+    from anyreach._ways import Ways
     from anyreach.address_book import AddressBook
     from anyreach.candidates import Candidate, CandidatePolicy
     from anyreach.errors import Attempt
@@ -44,6 +47,9 @@ class Dialer:
         won: told about a connection a race ended with, the seconds it took and what was tried,
             before any caller gets it.
         recorder: where pairs and candidates are counted.
+        contacts: told whom something is sent to.
+        ways: finds peers through other peers, and ways through relays; ``None`` to dial only.
+        upgrades: finds better paths for connections that go through a relay.
     """
 
     def __init__(
@@ -59,6 +65,9 @@ class Dialer:
         handshake_timeout: float,
         won: Callable[[_core.Connection, float, tuple[Attempt, ...]], object],
         recorder: Recorder,
+        contacts: Contacts | None = None,
+        ways: Ways | None = None,
+        upgrades: Upgrades | None = None,
     ) -> None:
         self.me = me
         self.endpoint = endpoint
@@ -70,12 +79,19 @@ class Dialer:
         self.handshake_timeout = handshake_timeout
         self.won = won
         self.recorder = recorder
+        self.contacts = contacts
+        self.ways = ways
+        self.upgrades = upgrades
         self._flows: dict[object, Flow] = {}
         self._liveness = Liveness()
         self._closed = False
 
-    async def connect(self, peer: PeerAddress, timeout: float) -> _core.Connection:
+    async def connect(
+        self, peer: PeerAddress, timeout: float, *, search: bool = True
+    ) -> _core.Connection:
         """The connection to ``peer``: an existing one, or a new one within ``timeout`` seconds.
+
+        With ``search``, other peers are asked where it is.
 
         An existing one is returned only if the peer answers on it, or was heard from a moment
         ago; else it is dialed again. Cancelling the call ends its attempts and closes what they
@@ -96,7 +112,7 @@ class Dialer:
             existing = self.endpoint.connection(bytes(peer.peer_id))
             if existing is not None and self._is_fresh(existing, peer):
                 return existing
-        flow = self._join(peer, existing)
+        flow = self._join(peer, existing, search=search)
         flow.waiters += 1
         try:
             try:
@@ -160,7 +176,8 @@ class Dialer:
         now = asyncio.get_running_loop().time()
         return self._liveness.is_fresh(connection.id, received, youngest, now)
 
-    def _join(self, peer: PeerAddress, existing: _core.Connection | None) -> Flow:
+    def _join(self, peer: PeerAddress, existing: _core.Connection | None, *, search: bool) -> Flow:
+        search = search and peer.peer_id is not None and self.ways is not None
         addresses = peer.addresses
         source = "given"
         if not addresses and peer.peer_id is not None:
@@ -170,7 +187,7 @@ class Dialer:
         key: object = peer.peer_id if peer.peer_id is not None else peer.addresses
         flow = self._flows.get(key)
         if flow is None or flow.task.done():
-            if not addresses and existing is None:
+            if not addresses and existing is None and not search:
                 raise ConnectError(
                     f"no address is known for {peer.peer_id}: it is not connected and was not"
                     " before; pass ID@HOST:PORT or a ticket"
@@ -178,6 +195,8 @@ class Dialer:
             flow = self._flows[key] = fresh = Flow(self, peer, existing)
             fresh.task.add_done_callback(lambda _: self._forget(key, fresh))
         flow.add(addresses, source)
+        if search:
+            flow.search()
         return flow
 
     def _forget(self, key: object, flow: Flow) -> None:

@@ -12,7 +12,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-from anyreach._flow import SELF
+from anyreach._attempts import SELF
 from anyreach.backoff import (
     failures_when_replaced,
     next_failures,
@@ -24,7 +24,7 @@ from anyreach.events import KnownPeerState
 from anyreach.peer import PeerAddress, PeerId
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from anyreach.connection import Connection
     from anyreach.errors import Attempt
@@ -74,12 +74,47 @@ class KnownPeers:
         self._holders: dict[PeerId, KnownPeer] = {}
         # Entries that pause before the next attempt, by the peer they wait for.
         self._pausing: dict[KnownPeer, tuple[PeerId, asyncio.Event]] = {}
+        # Entries that have not been tried to the end once, and who waits for them.
+        self._first: set[KnownPeer] = set()
+        self._expecting: set[asyncio.Future[bool]] = set()
+
+    def expect(self, entries: Iterable[KnownPeer]) -> None:
+        """Say which entries are going to be kept, before the first of them is."""
+        self._first.update(entries)
+
+    def joining(self) -> asyncio.Future[bool]:
+        """Waits until a peer is connected, or no entry is on its first attempt any more.
+
+        The result says whether more peers may be there now, or soon.
+        """
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self._first:
+            self._expecting.add(future)
+            future.add_done_callback(self._expecting.discard)
+        else:
+            future.set_result(False)
+        return future
+
+    def _tried(self, entry: KnownPeer) -> None:
+        self._first.discard(entry)
+        if not self._first:
+            self._tell(False)
+
+    def _tell(self, more: bool) -> None:
+        for future in tuple(self._expecting):
+            if not future.done():
+                future.set_result(more)
 
     def arrived(self, peer_id: PeerId) -> None:
         """A connection to ``peer_id`` exists: an entry that pauses before dialing it goes on."""
+        self._tell(True)
         for waits_for, wake in self._pausing.values():
             if waits_for == peer_id:
                 wake.set()
+
+    def is_known(self, peer_id: PeerId) -> bool:
+        """Whether the user named this peer, or the place where it was found."""
+        return peer_id in self._holders or any(e.peer_id == peer_id for e in self._first)
 
     async def keep(self, entry: KnownPeer) -> None:
         """Keep ``entry`` connected until cancelled; returns only if it is the node itself."""
@@ -91,6 +126,7 @@ class KnownPeers:
             except NodeClosed:
                 return
             except ConnectError as error:
+                self._tried(entry)
                 if peer_id == self._me or _only_itself(error.attempts):
                     logger.warning("known peer %s: %s", entry, ITSELF)
                     self._failed(entry, peer_id, ITSELF)
@@ -99,6 +135,7 @@ class KnownPeers:
                 failures = next_failures(failures, None)
                 await self._pause(entry, peer_id, retry_delay(failures, self._fraction()))
                 continue
+            self._tried(entry)
             peer_id = connection.peer_id
             lasted, reason = await self._hold(entry, connection)
             if reason == "replaced" and not await self._is_succeeded(entry, peer_id):

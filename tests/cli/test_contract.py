@@ -44,7 +44,7 @@ def test_ready_comes_at_once_and_first(node: Program) -> None:
     check(ready, {"peer_id": str, "udp": list, "tcp": list, "ip_mode": str, "ticket": str})
     assert ready["event"] == "ready"
     assert ready["ip_mode"] in ("dual", "v4", "v6")
-    assert ready["tcp"] == []
+    assert len(ready["tcp"]) == 1  # for peers whose networks have no UDP
     assert len(ready["peer_id"]) == 52
     assert port_of(ready) > 0
 

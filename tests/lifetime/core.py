@@ -31,6 +31,8 @@ SETTINGS: dict[str, Any] = {
     "socket_buffer": 8 << 20,
     "max_connections": 64,
     "key_log": False,
+    "serve_relay": False,
+    "capabilities": (),
 }
 
 

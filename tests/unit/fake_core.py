@@ -23,6 +23,8 @@ class FakePath:
     method: str = "direct"
     rtt: float = 0.01
     current: bool = True
+    via: bytes | None = None
+    tunnelled: bool = False
     age: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -51,6 +53,8 @@ class FakeConnection:
         self.answer.set_result(answer)
 
     first_path = None
+    capabilities: tuple[str, ...] = ()
+    reach = None
 
     def paths(self) -> list[FakePath]:
         return self.route
@@ -98,7 +102,7 @@ class FakeEndpoint:
         self.asked_for: list[bytes] = []
         self._dialed = asyncio.Condition()
 
-    def dial(self, ip: str, port: int, *_: object) -> _core.Dial:
+    def dial(self, ip: str, port: int, *_: object, **__: object) -> _core.Dial:
         dial = FakeDial(f"{ip} {port}")
         self.dials.append(dial)
         return cast("_core.Dial", dial)

@@ -14,6 +14,7 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::bridge::{Bridge, Queue};
 use crate::buffers::{contiguous, copy_out};
 use crate::errors::Failure;
+use crate::find::{Find, PyReach, reach_to_python};
 use crate::path::PathInfo;
 use crate::recv::RecvStream;
 use crate::runtime::{Deferred, PerProcess};
@@ -86,6 +87,25 @@ impl Connection {
     #[getter]
     fn key_exchange_group(&self) -> Result<&'static str, Failure> {
         Ok(self.inner()?.connection.group())
+    }
+
+    /// What the peer says it offers.
+    #[getter]
+    fn capabilities(&self) -> Result<Vec<String>, Failure> {
+        Ok(self.inner()?.connection.capabilities().to_vec())
+    }
+
+    /// How the peer says it can be reached, directly and at relays.
+    #[getter]
+    fn reach<'py>(&self, py: Python<'py>) -> Result<Option<PyReach<'py>>, Failure> {
+        let reach = self.inner()?.connection.reach();
+        Ok(reach.map(|reach| reach_to_python(py, &reach)))
+    }
+
+    /// Asks the peer where another node is.
+    fn find(&self, peer_id: [u8; 32]) -> Result<Find, Failure> {
+        let connection = self.inner()?.connection.clone();
+        Ok(Find::new(connection, anyreach_quic::PeerId(peer_id)))
     }
 
     /// From the first packet to the proven peer.
@@ -331,6 +351,11 @@ impl Connection {
             inner.path_changed.wake();
         }
         self
+    }
+
+    /// A handle to it of the core's.
+    pub(crate) fn core(&self) -> Result<anyreach_quic::Connection, Failure> {
+        Ok(self.inner()?.connection.clone())
     }
 
     #[inline]

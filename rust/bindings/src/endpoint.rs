@@ -1,19 +1,32 @@
 //! The endpoint: one socket, its connections, and what happens on it.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyreach_quic::{EndpointConfig, Event, IpMode, PeerId};
+use anyreach_masque::carrier::CarrierKind;
+use anyreach_masque::client::{
+    Credentials, Dialers, Plan, Purpose, RelayTarget, Trust, TunnelOptions, Tunnels,
+};
+use anyreach_masque::https::{ClientTrust, Proxy, ServerCertificate};
+use anyreach_masque::relay::{Relay, RelayConfig};
+use anyreach_masque::server::{Listeners, RelayServer, ServeError};
+use anyreach_quic::https::TcpTls;
+use anyreach_quic::{EndpointConfig, EndpointError, Event, IpMode, PathOptions, PeerId, RelayHint};
+use anyreach_wire::uri_template::Host;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use crate::attempt::PathAttempt;
 use crate::bridge::Bridge;
 use crate::connection::{Connection, Connections};
 use crate::dial::Dial;
 use crate::errors::Failure;
+use crate::find::{PyAddresses, addresses, reach_from_python};
 use crate::identity::Identity;
 use crate::runtime::{self, Deferred, PerProcess};
+use crate::tunnel::Tunnel;
 use crate::wake::Slot;
 
 /// The socket, the QUIC endpoint on it, and the registry of connections (one per peer).
@@ -23,6 +36,10 @@ pub(crate) struct Endpoint(PerProcess<Deferred<Inner>>);
 struct Inner {
     endpoint: anyreach_quic::Endpoint,
     connections: Arc<Connections>,
+    tunnels: Tunnels,
+    dialers: Dialers,
+    relay: OnceLock<(Relay, RelayServer)>,
+    key_log: bool,
     incoming: Slot<Option<anyreach_quic::Connection>>,
     events: Slot<Option<Vec<Event>>>,
     closed: Slot<()>,
@@ -34,7 +51,8 @@ impl Endpoint {
     #[pyo3(signature = (
         identity, *, bind_addr, ip_mode, allow_ipv4_mapped, idle_timeout, keep_alive_interval,
         handshake_timeout, stream_receive_window, receive_window, send_window, max_bidi_streams,
-        max_uni_streams, datagram_buffer, socket_buffer, max_connections, key_log
+        max_uni_streams, datagram_buffer, socket_buffer, max_connections, key_log,
+        serve_relay, capabilities
     ))]
     #[expect(
         clippy::too_many_arguments,
@@ -58,11 +76,11 @@ impl Endpoint {
         socket_buffer: usize,
         max_connections: usize,
         key_log: bool,
+        serve_relay: bool,
+        capabilities: Vec<String>,
     ) -> Result<Self, Failure> {
         let config = EndpointConfig {
-            bind_addr: bind_addr
-                .parse()
-                .map_err(|_| Failure::Value(format!("{bind_addr:?} is not IP:PORT")))?,
+            bind_addr: bind_address(bind_addr)?,
             ip_mode: match ip_mode {
                 "dual" => IpMode::Dual,
                 "v4" => IpMode::V4,
@@ -84,6 +102,8 @@ impl Endpoint {
             max_connections,
             key_log,
             agent: concat!("anyreach/", env!("CARGO_PKG_VERSION")).to_owned(),
+            capabilities,
+            serve_h3: serve_relay,
             tap: None,
         };
         let identity = Arc::clone(&identity.0);
@@ -91,8 +111,15 @@ impl Endpoint {
             let _runtime = runtime::enter()?;
             Ok(anyreach_quic::Endpoint::bind(identity, config)?)
         })?;
+        let tls = TcpTls::new(endpoint.identity(), key_log).map_err(EndpointError::from)?;
+        let tunnels = Tunnels::new(endpoint.socket().clone());
+        endpoint.set_directory(tunnels.directory());
         Ok(Self(PerProcess::deferred(Inner {
+            dialers: Dialers::new(endpoint.clone(), &tls),
             endpoint,
+            tunnels,
+            relay: OnceLock::new(),
+            key_log,
             connections: Arc::new(Connections::new()),
             incoming: Slot::new(),
             events: Slot::new(),
@@ -116,6 +143,8 @@ impl Endpoint {
     }
 
     /// Starts an attempt to reach a peer. It makes progress whether it is polled or not.
+    #[pyo3(signature = (ip, port, peer_id, timeout, *, via = None, relayed = false))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn dial(
         &self,
         py: Python<'_>,
@@ -123,15 +152,239 @@ impl Endpoint {
         port: u16,
         peer_id: Option<[u8; 32]>,
         timeout: f64,
+        via: Option<&Tunnel>,
+        relayed: bool,
     ) -> Result<Dial, Failure> {
         let inner = self.0.get()?;
         let address = socket_address(ip, port)?;
         let timeout = seconds(timeout)?;
+        let peer = peer_id.map(PeerId);
         let endpoint = inner.endpoint.clone();
         let connections = Arc::clone(&inner.connections);
+        let tunnelled = via.map(|tunnel| tunnel.address_of(address)).transpose()?;
         py.detach(|| {
-            let dial = async move { endpoint.dial(address, peer_id.map(PeerId), timeout).await };
+            let dial = async move {
+                match tunnelled {
+                    Some(address) => endpoint.dial_through(address, peer, timeout).await,
+                    None => {
+                        let hint = RelayHint { relayed, via: None };
+                        endpoint.dial_hinted(address, peer, timeout, hint).await
+                    }
+                }
+            };
             Ok(Dial::new(&runtime::handle()?, connections, dial))
+        })
+    }
+
+    /// Tries one more path of a connection this side has dialed.
+    #[pyo3(signature = (connection, ip, port, timeout, *, via, relayed, standby))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn open_path(
+        &self,
+        py: Python<'_>,
+        connection: &Connection,
+        ip: &str,
+        port: u16,
+        timeout: f64,
+        via: Option<&Tunnel>,
+        relayed: bool,
+        standby: bool,
+    ) -> Result<PathAttempt, Failure> {
+        let inner = self.0.get()?;
+        let address = socket_address(ip, port)?;
+        let timeout = seconds(timeout)?;
+        let connection = connection.core()?;
+        let endpoint = inner.endpoint.clone();
+        let tunnelled = via.map(|tunnel| tunnel.address_of(address)).transpose()?;
+        let options = PathOptions {
+            hint: RelayHint { relayed, via: None },
+            standby,
+        };
+        py.detach(|| {
+            let opening = async move {
+                match tunnelled {
+                    Some(through) => {
+                        let opening =
+                            endpoint.open_path_through(&connection, through, options, timeout);
+                        opening.await
+                    }
+                    None => {
+                        endpoint
+                            .open_path(&connection, address, options, timeout)
+                            .await
+                    }
+                }
+            };
+            Ok(PathAttempt::new(&runtime::handle()?, opening))
+        })
+    }
+
+    /// Carries packets for others from now on; the bound addresses of tcp and of https.
+    #[pyo3(signature = (
+        *, tcp, https, certificate, private_key, allow_anonymous, allow_targets, bytes_per_second,
+        max_reservations
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn serve_relay(
+        &self,
+        py: Python<'_>,
+        tcp: Option<&str>,
+        https: Option<&str>,
+        certificate: Option<PathBuf>,
+        private_key: Option<PathBuf>,
+        allow_anonymous: bool,
+        allow_targets: Vec<String>,
+        bytes_per_second: u64,
+        max_reservations: usize,
+    ) -> Result<(PyAddresses, PyAddresses), Failure> {
+        let inner = self.0.get()?;
+        let (tcp, https) = (tcp.map(bind_address), https.map(bind_address));
+        let (tcp, https) = (tcp.transpose()?, https.transpose()?);
+        let allow_targets = allow_targets
+            .iter()
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| Failure::Value(format!("{text:?} is not a prefix")))
+            })
+            .collect::<Result<_, _>>()?;
+        let config = RelayConfig {
+            allow_anonymous,
+            allow_targets,
+            client_bytes_per_second: bytes_per_second,
+            max_reservations,
+            ..RelayConfig::default()
+        };
+        let certificate = certificate.zip(private_key);
+        py.detach(|| inner.serve_relay(config, tcp, https, certificate))
+    }
+
+    /// What peers whose packets are carried are told about where the bound addresses are.
+    fn set_external_addresses(&self, py: Python<'_>, ips: Vec<String>) -> Result<(), Failure> {
+        let inner = self.0.get()?;
+        let ips = ips
+            .iter()
+            .map(|ip| {
+                ip.parse()
+                    .map_err(|_| Failure::Value(format!("{ip:?} is not an IP address")))
+            })
+            .collect::<Result<Vec<IpAddr>, _>>()?;
+        py.detach(|| {
+            if let Some((relay, _)) = inner.relay.get() {
+                relay.set_public_addresses(ips);
+            }
+        });
+        Ok(())
+    }
+
+    /// What the relay has done, by name; empty if there is none.
+    fn relay_stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let inner = self.0.get()?;
+        let stats = py.detach(|| inner.relay.get().map(|(relay, _)| relay.stats()));
+        let dict = PyDict::new(py);
+        if let Some(stats) = stats {
+            for (name, value) in [
+                ("sessions", stats.sessions as u64),
+                ("tunnels", stats.tunnels as u64),
+                ("leases", stats.leases as u64),
+                ("received_bytes", stats.from_clients.bytes),
+                ("sent_bytes", stats.to_clients.bytes),
+                ("received_packets", stats.from_clients.packets),
+                ("sent_packets", stats.to_clients.packets),
+                ("accepted", stats.accepted),
+                ("taken_over", stats.taken_over),
+            ] {
+                dict.set_item(name, value)?;
+            }
+            for (reason, count) in stats.refused {
+                dict.set_item(format!("refused_{reason}"), count)?;
+            }
+            for (reason, count) in stats.drops {
+                dict.set_item(format!("dropped_{}", reason.as_str()), count)?;
+            }
+        }
+        Ok(dict)
+    }
+
+    /// Starts a tunnel to a relay.
+    #[pyo3(signature = (
+        *, peer_id, host, port, udp, tcp, plan, proxy, ca_file, allow_tls_inspection
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn open_tunnel(
+        &self,
+        py: Python<'_>,
+        peer_id: Option<[u8; 32]>,
+        host: &str,
+        port: u16,
+        udp: PyAddresses,
+        tcp: PyAddresses,
+        plan: Vec<(String, f64)>,
+        proxy: Option<&str>,
+        ca_file: Option<PathBuf>,
+        allow_tls_inspection: bool,
+    ) -> Result<Tunnel, Failure> {
+        let inner = self.0.get()?;
+        let plan = plan
+            .iter()
+            .map(|(carrier, after)| Ok((carrier_kind(carrier)?, seconds(*after)?)))
+            .collect::<Result<Plan, Failure>>()?;
+        let proxy = proxy
+            .map(|url| url.parse::<Proxy>())
+            .transpose()
+            .map_err(|error| Failure::Value(error.to_string()))?;
+        let host = match host.parse() {
+            Ok(ip) => Host::Ip(ip),
+            Err(_) => Host::Name(host.to_lowercase()),
+        };
+        let mut target = RelayTarget::node(peer_id.map(PeerId), host, port, &[]);
+        target.udp = addresses(udp)?;
+        target.tcp = addresses(tcp)?;
+        // Between us and a proxy that ends TLS there are no raw keys; a token says who we are.
+        if proxy.is_some() && allow_tls_inspection {
+            target.trust = Trust::Web;
+            target.credentials = Credentials::Token(Arc::clone(inner.endpoint.identity()));
+        }
+        let web = target.trust == Trust::Web || proxy.as_ref().is_some_and(|proxy| proxy.tls);
+        target.proxy = proxy;
+        let options = TunnelOptions {
+            target,
+            plan,
+            purpose: Purpose::Bind,
+            persist: false,
+        };
+        py.detach(|| {
+            let runtime = runtime::handle()?;
+            let _entered = runtime.enter();
+            let mut dialers = inner.dialers.clone();
+            if web {
+                let trust = ClientTrust::load(ca_file.as_deref())
+                    .map(|trust| trust.allow_classical(allow_tls_inspection));
+                dialers = trust
+                    .and_then(|trust| dialers.with_web(&trust, inner.key_log))
+                    .map_err(|error| Failure::Unreachable(error.to_string()))?;
+            }
+            let tunnel = inner
+                .tunnels
+                .open(Arc::new(dialers), options)
+                .map_err(|error| Failure::Unreachable(error.to_string()))?;
+            Ok(Tunnel::new(&runtime, tunnel))
+        })
+    }
+
+    /// What all peers are to know of us, and may tell others if `findable`.
+    fn announce(
+        &self,
+        py: Python<'_>,
+        direct: PyAddresses,
+        relayed: Vec<([u8; 32], PyAddresses)>,
+        findable: bool,
+    ) -> Result<(), Failure> {
+        let inner = self.0.get()?;
+        let reach = reach_from_python(direct, relayed, findable)?;
+        py.detach(|| {
+            let _runtime = runtime::enter()?;
+            inner.endpoint.set_reach(reach);
+            Ok(())
         })
     }
 
@@ -258,10 +511,46 @@ impl Drop for Inner {
 }
 
 impl Inner {
+    fn serve_relay(
+        &self,
+        config: RelayConfig,
+        tcp: Option<SocketAddr>,
+        https: Option<SocketAddr>,
+        certificate: Option<(PathBuf, PathBuf)>,
+    ) -> Result<(PyAddresses, PyAddresses), Failure> {
+        let _runtime = runtime::enter()?;
+        let https = match https {
+            None => None,
+            Some(addr) => {
+                let certificate = match certificate {
+                    Some((chain, key)) => ServerCertificate::from_files(&chain, &key),
+                    None => ServerCertificate::self_signed([addr.ip().to_string()]),
+                };
+                Some((addr, certificate.map_err(ServeError::from)?))
+            }
+        };
+        let relay = Relay::new(config);
+        let listeners = Listeners {
+            tcp,
+            https,
+            key_log: self.key_log,
+        };
+        let server = RelayServer::start(&self.endpoint, &relay, listeners)?;
+        let bound = |address: Option<SocketAddr>| address.map(host_and_port).into_iter().collect();
+        let addresses = (bound(server.tcp_addr()), bound(server.https_addr()));
+        self.relay
+            .set((relay, server))
+            .map_err(|_| Failure::Internal("the node relays already".into()))?;
+        Ok(addresses)
+    }
+
     fn abandon(&self) -> Result<(), Failure> {
         let runtime = runtime::handle()?;
         let _runtime = runtime.enter();
         let endpoint = self.endpoint.clone();
+        if let Some((relay, _)) = self.relay.get() {
+            relay.close();
+        }
         endpoint.close(anyreach_quic::code::NODE_CLOSED, b"");
         runtime.spawn(async move { endpoint.closed().await });
         Ok(())
@@ -298,7 +587,9 @@ impl Inner {
                 )
                     .into_pyobject(py)
             }
-            Event::PathsChanged { connection, reason } => {
+            Event::PathsChanged {
+                connection, reason, ..
+            } => {
                 let connection = self.connections.wrap(connection).paths_changed(reason);
                 ("path", connection, reason).into_pyobject(py)
             }
@@ -324,8 +615,20 @@ fn seconds(value: f64) -> Result<Duration, Failure> {
         .map_err(|_| Failure::Value(format!("{value} is not a number of seconds")))
 }
 
+fn bind_address(text: &str) -> Result<SocketAddr, Failure> {
+    text.parse()
+        .map_err(|_| Failure::Value(format!("{text:?} is not IP:PORT")))
+}
+
+fn carrier_kind(name: &str) -> Result<CarrierKind, Failure> {
+    [CarrierKind::H3, CarrierKind::H2, CarrierKind::H2Proxy]
+        .into_iter()
+        .find(|kind| kind.as_str() == name)
+        .ok_or_else(|| Failure::Value(format!("{name:?} is not a carrier")))
+}
+
 /// From an IP address, with `%` and the number of its zone if it has one (RFC 4007, section 11).
-fn socket_address(ip: &str, port: u16) -> Result<SocketAddr, Failure> {
+pub(crate) fn socket_address(ip: &str, port: u16) -> Result<SocketAddr, Failure> {
     let text = if ip.contains(':') {
         format!("[{ip}]:{port}")
     } else {

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use anyreach_masque::server::ServeError;
 use anyreach_quic::{CloseReason, Connection, DialError, EndpointError, IdentityError};
 use noq::{ReadError, SendDatagramError, StoppedError, WriteError};
 use pyo3::exceptions::{PyException, PyOSError, PyValueError};
@@ -35,6 +36,12 @@ pub(crate) enum Failure {
     /// The key is unusable.
     #[error("{0}")]
     Identity(#[from] IdentityError),
+    /// The relay cannot be reached as configured.
+    #[error("{0}")]
+    Serve(#[from] ServeError),
+    /// There is no way to an address.
+    #[error("{0}")]
+    Unreachable(String),
     /// An attempt to reach a peer failed.
     #[error("{}", .0.detail)]
     Dial(DialError),
@@ -98,7 +105,7 @@ impl Failure {
         let (class, keywords): (_, Option<Bound<'_, PyDict>>) = match self {
             Self::Forked => ("ForkError", None),
             Self::EndpointClosed => ("NodeClosed", None),
-            Self::Bind(_) => ("BindError", None),
+            Self::Bind(_) | Self::Serve(_) => ("BindError", None),
             Self::Identity(_) => ("IdentityError", None),
             Self::StreamClosed(_) => ("StreamClosed", None),
             Self::Lost(reason) => {
@@ -112,6 +119,9 @@ impl Failure {
             Self::Internal(_) => ("AnyreachError", None),
             Self::Value(text) => return Ok(PyValueError::new_err(text)),
             Self::Runtime(_) => return Ok(PyOSError::new_err(text)),
+            Self::Unreachable(text) => {
+                return Ok(DialFailed::new_err(("unreachable", text, py.None())));
+            }
             Self::Dial(error) => {
                 let actual = error.actual.map(|id| PyBytes::new(py, &id.0).unbind());
                 return Ok(DialFailed::new_err((error.reason, error.detail, actual)));

@@ -4,6 +4,7 @@
 //! blocks, no runtime thread takes the GIL, and whatever may wait for a lock of the engine does so
 //! with the GIL released. `python/anyreach/_core.pyi` is the contract of this module.
 
+mod attempt;
 mod bell;
 mod bridge;
 mod buffers;
@@ -11,12 +12,14 @@ mod connection;
 mod dial;
 mod endpoint;
 mod errors;
+mod find;
 mod identity;
 mod mlkem;
 mod path;
 mod recv;
 mod runtime;
 mod send;
+mod tunnel;
 mod wake;
 
 use noq::VarInt;
@@ -29,6 +32,8 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::attempt::PathAttempt;
+    #[pymodule_export]
     use super::bridge::Bridge;
     #[pymodule_export]
     use super::connection::Connection;
@@ -38,6 +43,8 @@ mod _core {
     use super::endpoint::Endpoint;
     #[pymodule_export]
     use super::errors::DialFailed;
+    #[pymodule_export]
+    use super::find::Find;
     #[pymodule_export]
     use super::identity::Identity;
     #[pymodule_export]
@@ -50,6 +57,8 @@ mod _core {
     use super::recv::RecvStream;
     #[pymodule_export]
     use super::send::SendStream;
+    #[pymodule_export]
+    use super::tunnel::Tunnel;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,5 +1,7 @@
 //! A path of a connection, as seen at one instant.
 
+use std::borrow::Cow;
+
 use anyreach_quic::PathSnapshot;
 use pyo3::prelude::*;
 
@@ -14,6 +16,10 @@ pub(crate) struct PathInfo {
     method: &'static str,
     /// Where its packets go.
     remote: (String, u16),
+    /// The relay, where it is known.
+    via: Option<Cow<'static, [u8]>>,
+    /// Whether our end of it is a tunnel of ours.
+    tunnelled: bool,
     /// Which of our addresses they leave from, if the engine knows.
     local_ip: Option<String>,
     /// Smoothed round-trip time in seconds.
@@ -42,6 +48,8 @@ impl From<PathSnapshot> for PathInfo {
             id: path.id,
             method: path.method,
             remote: host_and_port(path.remote),
+            via: path.via.map(|relay| Cow::Owned(relay.0.to_vec())),
+            tunnelled: path.tunnelled,
             local_ip: path.local_ip.map(|ip| ip.to_canonical().to_string()),
             rtt: path.rtt.as_secs_f64(),
             mtu: path.mtu,

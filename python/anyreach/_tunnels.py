@@ -1,0 +1,317 @@
+"""The tunnels of a node: one per relay, shared by whoever needs one, closed when nobody does.
+
+The core keeps a tunnel up once it was up. Here is who asked for it, which carriers to try, and how
+the answer is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from anyreach._local import from_core, to_core
+from anyreach.carriers import CarrierMemory, carrier_plan
+from anyreach.peer import PeerId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from anyreach import _core
+    from anyreach._flow import Waiter
+    from anyreach.addresses import HostPort, IpMode, SocketAddress
+    from anyreach.carriers import Carrier, NetworkKey
+    from anyreach.proxies import ProxySettings
+
+__all__ = ["Target", "Tunnel", "TunnelFailed", "Tunnels"]
+
+logger = logging.getLogger(__name__)
+
+MAX_TUNNELS: Final = 16
+"""Tunnels of one node: its reservations, a replacement each, and relays of some peers in other
+networks. Each costs a connection and a socket at the relay."""
+
+IDLE_SECONDS: Final = 60.0
+"""How long a tunnel nobody holds is kept: whoever dialed through it may dial again."""
+
+
+class Core(Protocol):
+    """What is needed of :class:`anyreach._core.Endpoint`."""
+
+    def open_tunnel(
+        self,
+        *,
+        peer_id: bytes | None,
+        host: str,
+        port: int,
+        udp: list[tuple[str, int]],
+        tcp: list[tuple[str, int]],
+        plan: tuple[tuple[Carrier, float], ...],
+        proxy: str | None,
+        ca_file: str | None,
+        allow_tls_inspection: bool,
+    ) -> _core.Tunnel:
+        """Start a tunnel."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A relay to open a tunnel to.
+
+    Attributes:
+        host: as it was named, for HTTP proxies.
+        addresses: where it is; may be empty if a proxy resolves names.
+        peer_id: who it is, if that is known.
+        udp: whether HTTP/3 is worth a try.
+        rtt: seconds to it and back, if measured.
+    """
+
+    host: HostPort
+    addresses: tuple[SocketAddress, ...]
+    peer_id: PeerId | None = None
+    udp: bool = True
+    rtt: float | None = None
+
+
+class TunnelFailed(Exception):
+    """No carrier brought a tunnel up.
+
+    Attributes:
+        attempts: (carrier, address, reason, detail, seconds) of each.
+    """
+
+    def __init__(self, attempts: Iterable[tuple[str, str, str, str, float]]) -> None:
+        self.attempts = tuple(attempts)
+        super().__init__("; ".join(f"{a[0]} {a[1]}: {a[3]}" for a in self.attempts) or "no carrier")
+
+
+@dataclass(eq=False, slots=True)
+class Tunnel:
+    """A tunnel in the making, up, or down for the moment.
+
+    Attributes:
+        core: the core's.
+        relay: who is at the end; ``None`` until it is known.
+        holders: who wants it to stay. Whoever holds it removes itself in the end.
+        idle_since: loop time since when nobody holds it.
+    """
+
+    core: _core.Tunnel
+    relay: PeerId | None
+    holders: set[object] = field(default_factory=set)
+    idle_since: float = 0.0
+    task: asyncio.Task[None] | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def up(self) -> bool:
+        """Whether packets get through now."""
+        return self.core.state == "up"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not come back."""
+        return self.core.state == "closed"
+
+    @property
+    def carrier(self) -> str:
+        """``"h3"``, ``"h2"``, ``"h2-proxy"``; empty before the first was up."""
+        return self.core.carrier or ""
+
+    @property
+    def public(self) -> tuple[SocketAddress, ...]:
+        """This node's addresses at the relay."""
+        return tuple(from_core(*address) for address in self.core.public_addresses)
+
+    @property
+    def node(self) -> tuple[SocketAddress, ...]:
+        """The relay's own addresses as a node, as they are reached through the tunnel."""
+        return tuple(from_core(*address) for address in self.core.node_addresses)
+
+    def changed(self) -> None:
+        """Wake those who wait for it."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def ready(self) -> None:
+        """Wait until it is up.
+
+        Raises:
+            TunnelFailed: it never will be.
+        """
+        while not self.up:
+            if self.ended:
+                raise TunnelFailed(self.core.attempts)
+            await self._changed.wait()
+
+
+class Tunnels:
+    """All tunnels of one node.
+
+    Args:
+        core: opens them.
+        wait: awaits a ``poll_*`` method of the core.
+        mode: the families of the node's socket.
+        proxies: the HTTP proxy, if there is one.
+        ca_file: certificates that may vouch for relays with an ordinary one.
+        allow_tls_inspection: whether a proxy may break the TLS to the relay.
+        network: names the present network.
+        changed: told about each change of a tunnel.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        wait: Waiter,
+        *,
+        mode: IpMode,
+        proxies: ProxySettings,
+        ca_file: str | None,
+        allow_tls_inspection: bool,
+        network: Callable[[], NetworkKey],
+        changed: Callable[[Tunnel], None],
+    ) -> None:
+        self._core = core
+        self._wait = wait
+        self._mode = mode
+        self._proxies = proxies
+        self._ca_file = ca_file
+        self._allow_tls_inspection = allow_tls_inspection
+        self._network = network
+        self._told = changed
+        self._memory = CarrierMemory()
+        self._tunnels: dict[PeerId | HostPort, Tunnel] = {}
+        self._closed = False
+
+    def has_proxy(self, host: HostPort) -> bool:
+        """Whether a proxy stands between this node and ``host``."""
+        return self._proxies.for_host(host.host, host.port) is not None
+
+    def find(self, relay: PeerId) -> Tunnel | None:
+        """The tunnel to ``relay``, in whatever state."""
+        return next((t for t in self if t.relay == relay and not t.ended), None)
+
+    def __iter__(self) -> Iterator[Tunnel]:
+        return iter(tuple(dict.fromkeys(self._tunnels.values())))
+
+    def hold(self, target: Target, holder: object) -> Tunnel:
+        """The tunnel to ``target``, opened if there is none, kept until :meth:`release`.
+
+        Raises:
+            TunnelFailed: there are too many, or none can be opened.
+        """
+        tunnel = self.find(target.peer_id) if target.peer_id is not None else None
+        tunnel = tunnel or self._tunnels.get(target.host)
+        if tunnel is None or tunnel.ended:
+            tunnel = self._open(target)
+        tunnel.holders.add(holder)
+        return tunnel
+
+    def release(self, tunnel: Tunnel, holder: object) -> None:
+        """``holder`` needs the tunnel no longer."""
+        tunnel.holders.discard(holder)
+        if not tunnel.holders:
+            tunnel.idle_since = asyncio.get_running_loop().time()
+
+    def close(self, tunnel: Tunnel) -> None:
+        """Close it for everybody."""
+        tunnel.core.close()
+        self._forget(tunnel)
+
+    def sweep(self, used: Callable[[Tunnel], bool]) -> None:
+        """Close what nobody has needed for a while; ``used``: whether connections go through it."""
+        now = asyncio.get_running_loop().time()
+        for tunnel in self:
+            if tunnel.holders or used(tunnel):
+                tunnel.idle_since = now
+            elif now - tunnel.idle_since > IDLE_SECONDS:
+                self.close(tunnel)
+
+    def network_changed(self) -> None:
+        """Have every carrier looked at: it may be bound to an address that has gone."""
+        self._memory.entered(self._network())
+        for tunnel in self:
+            tunnel.core.probe()
+
+    async def end(self) -> None:
+        """Close all."""
+        self._closed = True
+        tasks = [tunnel.task for tunnel in self if tunnel.task is not None]
+        for tunnel in self:
+            self.close(tunnel)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _open(self, target: Target) -> Tunnel:
+        if self._closed:
+            raise TunnelFailed((("", str(target.host), "closed", "the node was closed", 0.0),))
+        if len(self._tunnels) >= MAX_TUNNELS and not self._evict():
+            detail = f"there are {MAX_TUNNELS} tunnels already"
+            raise TunnelFailed((("", str(target.host), "limit", detail, 0.0),))
+        proxy = self._proxies.for_host(target.host.host, target.host.port)
+        addresses = [(to_core(a), a.port) for a in target.addresses if self._mode.allows(a.ip)]
+        plan = carrier_plan(
+            proxy=proxy is not None,
+            direct_tcp=bool(addresses),
+            udp=target.udp and bool(addresses),
+            rtt=target.rtt,
+            remembered=self._memory.winner(self._network()),
+        )
+        if not addresses and proxy is None:
+            detail = "no address of it is known that this node could reach"
+            raise TunnelFailed((("", str(target.host), "family", detail, 0.0),))
+        core = self._core.open_tunnel(
+            peer_id=None if target.peer_id is None else bytes(target.peer_id),
+            host=target.host.host,
+            port=target.host.port,
+            udp=addresses if target.udp else [],
+            tcp=addresses,
+            plan=plan,
+            proxy=None if proxy is None else proxy.url,
+            ca_file=self._ca_file,
+            allow_tls_inspection=self._allow_tls_inspection,
+        )
+        tunnel = Tunnel(core, target.peer_id)
+        key = target.peer_id if target.peer_id is not None else target.host
+        self._tunnels[key] = tunnel
+        tunnel.task = asyncio.create_task(
+            self._watch(key, tunnel), name=f"anyreach-tunnel {target.host}"
+        )
+        return tunnel
+
+    def _evict(self) -> bool:
+        idle = [tunnel for tunnel in self if not tunnel.holders]
+        if idle:
+            self.close(min(idle, key=lambda tunnel: tunnel.idle_since))
+        return bool(idle)
+
+    async def _watch(self, key: PeerId | HostPort, tunnel: Tunnel) -> None:
+        seen = 0
+        with suppress(asyncio.CancelledError):
+            while not tunnel.ended:
+                seen = await self._wait(tunnel.core.poll_change, seen)
+                if tunnel.relay is None and tunnel.core.relay is not None:
+                    tunnel.relay = PeerId(tunnel.core.relay)
+                if tunnel.up:
+                    self._remember(tunnel)
+                elif tunnel.ended:
+                    self._forget(tunnel)
+                tunnel.changed()
+                self._told(tunnel)
+        logger.debug("tunnel to %s ended", key)
+
+    def _remember(self, tunnel: Tunnel) -> None:
+        carrier = tunnel.core.carrier
+        for known in ("h3", "h2", "h2-proxy"):
+            if carrier == known:
+                self._memory.won(self._network(), known)
+
+    def _forget(self, tunnel: Tunnel) -> None:
+        for key in [key for key, entry in self._tunnels.items() if entry is tunnel]:
+            del self._tunnels[key]
+        tunnel.changed()
