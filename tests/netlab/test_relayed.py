@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .sites import Site
 
 pytestmark = [
-    pytest.mark.skip(reason="relays are not wired in yet"),
     # One lab for all cells: they must not be spread over workers.
     pytest.mark.xdist_group("relayed"),
 ]

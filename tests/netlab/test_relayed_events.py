@@ -66,9 +66,8 @@ def test_the_transfer_goes_on_when_the_relay_that_carries_it_dies(
 
         finished = a.start_transfer(_BULK)
         _until(lambda: max(carried()) > _FILE_SIZE)
-        carries = carried().index(max(carried()))
-        spare = world.relays[1 - carries]
-        relay = world.relays[carries]
+        first, second = carried()
+        relay, spare = world.relays if first > second else world.relays[::-1]
         if dead == "killed":
             relay.node.process.kill()
         else:
