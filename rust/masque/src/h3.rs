@@ -21,7 +21,7 @@ use anyreach_wire::proxy_fields;
 use http::HeaderName;
 
 pub use client::{H3Carrier, connect};
-pub use server::{MAX_REQUESTS, serve};
+pub use server::{Greeted, MAX_REQUESTS, greet, serve};
 
 /// Most bytes in the header section of a request or response, counted as RFC 9114 section 4.2.2
 /// has it. Ours have less than one thousand; this is what common servers take.

@@ -23,17 +23,35 @@ const BATCH: usize = 64;
 /// among the first few numbers.
 const PATHS: u32 = 16;
 
+/// Bytes of datagrams that may wait for the line: 10 ms of 100 Mbit/s. Congestion control inside
+/// must see loss, not delay.
+const MAX_QUEUED: usize = 128 << 10;
+
+/// What becomes of a datagram that is sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// It waits its turn.
+    Free,
+    /// It takes the place of the oldest.
+    DropsOldest,
+    /// There is no place.
+    Full,
+}
+
 /// One HTTP/3 connection.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) engine: noq::Connection,
     http: Arc<SharedState>,
     tunnels: Mutex<Dispatch<Arc<Tunnel>>>,
+    /// Room for datagrams in the engine when none is waiting.
+    room: usize,
 }
 
 impl Link {
     pub(super) fn new(engine: noq::Connection, http: Arc<SharedState>) -> Self {
         Self {
+            room: engine.datagram_send_buffer_space(),
             engine,
             http,
             tunnels: Mutex::default(),
@@ -64,6 +82,24 @@ impl Link {
             );
         }
         contradict
+    }
+
+    /// What would become of a datagram of this length. The queue of the engine serves connections
+    /// between nodes as well, and may be longer than is good here.
+    pub(super) fn queue(&self, length: usize) -> Queue {
+        let queued = self
+            .room
+            .saturating_sub(self.engine.datagram_send_buffer_space());
+        // The engine counts its own expense for each, but does not tell how many there are: as
+        // many as if all had this length, which for bulk they have.
+        let used = queued + queued / length.max(1) * size_of::<Bytes>();
+        if used + length > self.room + size_of::<Bytes>() {
+            Queue::DropsOldest
+        } else if queued + length > MAX_QUEUED {
+            Queue::Full
+        } else {
+            Queue::Free
+        }
     }
 
     /// Closes the connection.

@@ -1,6 +1,6 @@
 //! The side of the relay: takes requests, and has the [`Service`] decide about them.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use anyreach_wire::uri_template::WELL_KNOWN_PREFIX;
 use bytes::Bytes;
@@ -44,6 +44,17 @@ type RecvHalf = RequestStream<adapter::RecvStream, Bytes>;
 ///
 /// The connection is closed when this returns, or is dropped; every tunnel has then been told.
 pub async fn serve(connection: noq::Connection, client: Client, service: Arc<dyn Service>) {
+    if let Some(greeted) = greet(connection).await {
+        greeted.serve(client, service).await;
+    }
+}
+
+/// Says what this relay can do, which needs no knowledge of the client. Where the engine may send
+/// before the handshake is complete (`into_0rtt` of an accepted connection), the client can make
+/// its first request together with the end of the handshake, and so saves a round trip.
+///
+/// `None` if the connection ended.
+pub async fn greet(connection: noq::Connection) -> Option<Greeted> {
     connection.set_max_concurrent_bi_streams(MAX_REQUESTS.into());
     let adapter = adapter::Connection::new(connection.clone());
     let requests = adapter.requests();
@@ -55,46 +66,79 @@ pub async fn serve(connection: noq::Connection, client: Client, service: Arc<dyn
         .send_grease(false)
         .build(adapter)
         .await;
-    let mut http = match built {
-        Ok(http) => http,
+    match built {
+        Ok(http) => {
+            let link = Arc::new(Link::new(connection, http.inner.shared.clone()));
+            Some(Greeted {
+                http,
+                link,
+                requests,
+            })
+        }
         Err(error) => {
             tracing::debug!(%error, "HTTP/3 did not start");
-            return;
-        }
-    };
-    let link = Arc::new(Link::new(connection, http.inner.shared.clone()));
-    let server = Arc::new(Server {
-        link: link.clone(),
-        requests,
-        client,
-        service,
-    });
-    let mut tasks = JoinSet::new();
-    // Ends with the connection only, or ends it.
-    tasks.spawn(link.clone().receive_or_close());
-    loop {
-        tokio::select! {
-            accepted = http.accept() => match accepted {
-                Ok(Some(resolver)) => {
-                    let id = resolver.frame_stream.id().index();
-                    // In order, before a datagram could be taken for one that came too late.
-                    let request = link.announce(id);
-                    let room = tasks.len() <= MAX_REQUESTS as usize;
-                    tasks.spawn(server.clone().answer(resolver, request, room));
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::debug!(%error, "HTTP/3 connection ended");
-                    break;
-                }
-            },
-            Some(ended) = tasks.join_next() => report(ended),
+            None
         }
     }
-    // Closes the connection, and with it ends what is left.
-    drop(http);
-    while let Some(ended) = tasks.join_next().await {
-        report(ended);
+}
+
+/// An HTTP/3 connection on which the relay has introduced itself; see [`greet`]. Closed when
+/// dropped.
+pub struct Greeted {
+    http: h3::server::Connection<adapter::Connection, Bytes>,
+    link: Arc<Link>,
+    requests: Requests,
+}
+
+impl fmt::Debug for Greeted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Greeted")
+            .field("link", &self.link)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Greeted {
+    /// The rest of [`serve`], for which the handshake must be complete: requests are taken.
+    pub async fn serve(self, client: Client, service: Arc<dyn Service>) {
+        let Self {
+            mut http,
+            link,
+            requests,
+        } = self;
+        let server = Arc::new(Server {
+            link: link.clone(),
+            requests,
+            client,
+            service,
+        });
+        let mut tasks = JoinSet::new();
+        // Ends with the connection only, or ends it.
+        tasks.spawn(link.clone().receive_or_close());
+        loop {
+            tokio::select! {
+                accepted = http.accept() => match accepted {
+                    Ok(Some(resolver)) => {
+                        let id = resolver.frame_stream.id().index();
+                        // In order, before a datagram could be taken for one that came too late.
+                        let request = link.announce(id);
+                        let room = tasks.len() <= MAX_REQUESTS as usize;
+                        tasks.spawn(server.clone().answer(resolver, request, room));
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::debug!(%error, "HTTP/3 connection ended");
+                        break;
+                    }
+                },
+                Some(ended) = tasks.join_next() => report(ended),
+            }
+        }
+        // Closes the connection, and with it ends what is left.
+        drop(http);
+        while let Some(ended) = tasks.join_next().await {
+            report(ended);
+        }
     }
 }
 

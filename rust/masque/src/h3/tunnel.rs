@@ -17,7 +17,10 @@ use anyreach_wire::{
 use bytes::{BufMut, Bytes, BytesMut};
 use noq::SendDatagramError;
 
-use super::{link::Link, outgoing::Outgoing};
+use super::{
+    link::{Link, Queue},
+    outgoing::Outgoing,
+};
 use crate::carrier::{CapsuleError, Close, DatagramError, ProtocolViolation, TunnelIn, TunnelOut};
 
 /// Largest HTTP Datagram that goes in a capsule when no QUIC DATAGRAM frame can take it: the first
@@ -123,11 +126,16 @@ impl Out {
         if !self.link.sends_datagrams() {
             return Ok(false);
         }
-        let datagram = join([&self.prefix, head, payload]);
-        // The engine does not tell when it drops the oldest for this one.
-        if self.link.engine.datagram_send_buffer_space() < datagram.len() {
+        let queue = self
+            .link
+            .queue(self.prefix.len() + head.len() + payload.len());
+        if queue != Queue::Free {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+        if queue == Queue::Full {
+            return Err(DatagramError::Full);
+        }
+        let datagram = join([&self.prefix, head, payload]);
         match self.link.engine.send_datagram(datagram) {
             Ok(()) => Ok(true),
             Err(SendDatagramError::ConnectionLost(_)) => Err(DatagramError::Closed),

@@ -1,9 +1,18 @@
 //! What becomes of requests.
 
-use anyreach_masque::carrier::{CarrierKind, ClientCarrier};
-use http::Request;
+use std::sync::Arc;
 
-use crate::support::{Pair, raw, recorder, refused, request, within};
+use anyreach_masque::{
+    carrier::{CarrierKind, ClientCarrier},
+    h3::{connect, greet},
+};
+use http::Request;
+use noq::TransportConfig;
+use tokio::net::UdpSocket;
+
+use crate::support::{
+    Pair, client_endpoint, raw, recorder, refused, request, server_endpoint, within,
+};
 
 fn get(uri: &str, method: &str) -> Request<()> {
     Request::builder().method(method).uri(uri).body(()).unwrap()
@@ -148,4 +157,43 @@ async fn a_request_goes_with_its_connection() {
     pair.abandoned().await;
     within(pair.serving).await.unwrap();
     assert!(opened.out.send_capsule(bytes::Bytes::new()).is_err());
+}
+
+#[tokio::test]
+async fn the_settings_can_come_with_the_handshake() {
+    let server = server_endpoint(TransportConfig::default());
+    let client = client_endpoint(TransportConfig::default());
+    // Passes packets on, but nothing of the client once the relay has begun to answer: what proves
+    // the client, and ends the handshake, never arrives.
+    let middle = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let (to, from) = (server.local_addr().unwrap(), client.local_addr().unwrap());
+    let passing = tokio::spawn({
+        let middle = middle.clone();
+        async move {
+            let mut answered = false;
+            let mut packet = [0; 2000];
+            loop {
+                let (length, source) = middle.recv_from(&mut packet).await.unwrap();
+                if source == to {
+                    // More than an acknowledgement.
+                    answered |= length > 1000;
+                    middle.send_to(&packet[..length], from).await.unwrap();
+                } else if !answered {
+                    middle.send_to(&packet[..length], to).await.unwrap();
+                }
+            }
+        }
+    });
+    let dial = client
+        .connect(middle.local_addr().unwrap(), "relay.test")
+        .unwrap();
+    let greeting = async {
+        let accepted = server.accept().await.unwrap().accept().unwrap();
+        let (engine, handshake) = accepted.into_0rtt().ok().unwrap();
+        (greet(engine).await.unwrap(), handshake)
+    };
+    let (dialed, _greeted) = within(async { tokio::join!(dial, greeting) }).await;
+    let carrier = within(connect(dialed.unwrap(), None)).await.unwrap();
+    assert_eq!(carrier.kind(), CarrierKind::H3);
+    passing.abort();
 }

@@ -203,3 +203,34 @@ async fn a_peer_that_does_not_read_gets_64_capsules_at_most() {
     .await;
     until(|| opened.out.send_capsule(capsule.clone()).is_ok()).await;
 }
+
+#[tokio::test]
+async fn what_the_line_does_not_take_is_dropped_and_counted() {
+    for (room, oldest) in [(4 << 10, true), (1 << 20, false)] {
+        let mut transport = TransportConfig::default();
+        transport.datagram_send_buffer_size(room);
+        let mut pair = Pair::with(transport, TransportConfig::default()).await;
+        let carrier = pair.carrier().await;
+        let (near, mut far) = pair.tunnel(&carrier).await;
+        // Nothing is sent meanwhile: this task does not wait.
+        let mut full = 0;
+        for number in 0..300u16 {
+            let payload = [&number.to_be_bytes()[..], &[0; 1000]].concat();
+            match near.out.send_datagram(&[], &payload) {
+                Ok(()) => {}
+                Err(DatagramError::Full) => full += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let kept = 300 - near.out.dropped();
+        assert_eq!(full, if oldest { 0 } else { near.out.dropped() });
+        let first = far.events.datagram().await;
+        let number = u16::from_be_bytes([first[0], first[1]]);
+        if oldest {
+            assert!(kept < 5 && number > 290, "{kept} kept, {number} first");
+        } else {
+            // 128 KiB.
+            assert!((125..135).contains(&kept) && number == 0, "{kept} kept");
+        }
+    }
+}
