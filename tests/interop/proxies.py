@@ -5,8 +5,10 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Unpack
 
 from anyreach import Node
+from anyreach.config import P2pOptions
 
 from .conftest import CertificateFiles
 from .masque import h2_hyper, h3, h3_qh3
@@ -65,15 +67,13 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def relay(files: CertificateFiles) -> AsyncIterator[int]:
-    """The port of a node of ours that relays for ordinary clients, to loopback only."""
+async def relay(files: CertificateFiles, **options: Unpack[P2pOptions]) -> AsyncIterator[int]:
+    """The port of a node of ours that relays for ordinary clients, to IPv4 loopback only."""
     port = free_port()
-    options = config(
-        https=f"127.0.0.1:{port}",
-        cert_file=files.certificate,
-        key_file=files.key,
-        allow_anonymous_relay=True,
-        relay_allow_targets=("127.0.0.0/8",),
-    )
-    async with Node(options):
+    options.setdefault("allow_anonymous_relay", True)
+    options.setdefault("relay_allow_targets", ("127.0.0.0/8",))
+    options["https"] = f"127.0.0.1:{port}"
+    options["cert_file"] = files.certificate
+    options["key_file"] = files.key
+    async with Node(config(**options)):
         yield port

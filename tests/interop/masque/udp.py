@@ -14,14 +14,14 @@ LARGEST = 65_535
 
 
 class UdpSocket:
-    """A socket on a free port of the host, connected if it has a peer."""
+    """A socket of the host, on a free port unless told; connected if it has a peer."""
 
-    def __init__(self, host: str, peer: Remote | None = None) -> None:
+    def __init__(self, host: str, peer: Remote | None = None, *, port: int = 0) -> None:
         version = ipaddress.ip_address(host).version
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.bind((host, 0))
+        self._socket.bind((host, port))
         if peer is not None:
             self._socket.connect((str(peer.ip), peer.port))
         self._received: asyncio.Queue[tuple[Remote, bytes] | OSError] = asyncio.Queue()
