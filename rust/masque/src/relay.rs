@@ -8,7 +8,7 @@
 //!
 //! # What a relay protects
 //!
-//! Its network, by [target policy](mod@policy), per packet and per registered context. Its
+//! Its network, by a policy of targets ([`TargetRefusal`]), per packet and per registered context. Its
 //! resources, by [limits](RelayConfig) that hold for a client, for a network of clients, and for
 //! all together. Not here: who is trusted with what; whoever proves a PeerId may ask.
 //!
@@ -16,7 +16,7 @@
 //!
 //! One task per socket, and the carrier's task for the other direction. They share the contexts of
 //! their own tunnel, behind a lock that is held for one lookup, and nothing with other sessions.
-//! Packets are dropped where they cannot pass at once, with a counter per reason ([`Drop`]).
+//! Packets are dropped where they cannot pass at once, with a counter per reason ([`DropReason`]).
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -43,7 +43,7 @@ mod config;
 mod desk;
 mod grant;
 mod policy;
-pub mod prefix;
+mod prefix;
 mod quota;
 mod receive;
 mod request;
@@ -67,7 +67,7 @@ pub use config::RelayConfig;
 pub use policy::{DENIED_PORTS, Refusal as TargetRefusal, is_global};
 pub use prefix::{ParsePrefixError, Prefix};
 pub use request::ANYREACH_LEASE;
-pub use stats::{Drop, Flow, RelayStats, SessionInfo};
+pub use stats::{DropReason, Flow, RelayStats, SessionInfo};
 
 /// How long the list of interface addresses is taken to be right. Listing them is several system
 /// calls, and an address that is a second old is new enough.
@@ -105,7 +105,7 @@ struct View {
     looked: Option<Instant>,
 }
 
-impl std::ops::Drop for Inner {
+impl Drop for Inner {
     fn drop(&mut self) {
         self.sweeper.abort();
     }

@@ -24,6 +24,10 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 /// shares look like a rate; long enough that sharing out costs nothing.
 const ROUND_NANOS: u64 = 5_000_000;
 
+/// What a new client may use before the next round: a first flight, which must not be lost only
+/// because others have just been given everything.
+const FIRST_FLIGHT: u64 = 16 << 10;
+
 /// Whose bytes are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ClientKey {
@@ -162,7 +166,12 @@ impl Quotas {
             return account;
         }
         accounts.retain(|_, account| account.strong_count() > 0);
-        let account = Arc::default();
+        let account = Arc::new(Account::default());
+        if let Some(total) = &self.total {
+            let first = total.rate.burst_bytes.min(FIRST_FLIGHT) as i64;
+            account.from_client.share.store(first, Ordering::Relaxed);
+            account.to_client.share.store(first, Ordering::Relaxed);
+        }
         accounts.insert(key, Arc::downgrade(&account));
         account
     }
@@ -235,7 +244,7 @@ impl Quotas {
 /// What nobody can take is lost.
 ///
 /// All shares together therefore never exceed `burst`, and the bytes that pass in any time are at
-/// most burst + rate x time, and one datagram per client.
+/// most burst + rate x time, and one datagram and one first flight per client.
 fn deal(shares: &[&AtomicI64], mut available: i64, burst: u64) {
     let mut takers = shares.to_vec();
     let parts = i64::try_from(shares.len().max(1)).unwrap_or(i64::MAX);
@@ -335,6 +344,16 @@ mod tests {
     }
 
     #[test]
+    fn a_new_client_is_heard_between_rounds() {
+        let quotas = Quotas::new(None, rate(1_000_000, 60_000));
+        let busy = quotas.account(key(1));
+        while quotas.take(&busy, Direction::ToClient, 1000, SECOND) == Ok(()) {}
+        let new = quotas.account(key(2));
+        let taken = quotas.take(&new, Direction::ToClient, 1200, SECOND + 1);
+        assert_eq!(taken, Ok(()));
+    }
+
+    #[test]
     fn a_busy_relay_divides_evenly_and_favours_those_who_want_little() {
         let quotas = Quotas::new(None, rate(1_000_000, 60_000));
         // One flood, one that wants 600 kB/s, one that wants 100 kB/s; every millisecond.
@@ -403,7 +422,7 @@ mod tests {
                     passed += bytes as u64;
                 }
                 let earned = bytes_per_second * (now + ROUND_NANOS) / SECOND;
-                let overdrawn = u64::from(clients) * 2_001;
+                let overdrawn = u64::from(clients) * (2_001 + FIRST_FLIGHT);
                 prop_assert!(passed <= burst + earned + overdrawn);
             }
         }

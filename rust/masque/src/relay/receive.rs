@@ -18,7 +18,7 @@ use super::{
     quota::Direction,
     rules::Gate,
     session::Session,
-    stats::{Drop, Ledger, Traffic},
+    stats::{DropReason, Ledger, Traffic},
 };
 use crate::carrier::{CapsuleError, Close, DatagramError};
 
@@ -144,11 +144,13 @@ fn deliver(
     // Whom the client could not answer cannot be a peer. It also would get a context, and with it
     // be answered unchecked.
     if gate.check(source).is_err() {
-        session.traffic().dropped(Drop::Source, all.count());
+        session.traffic().dropped(DropReason::Source, all.count());
         return;
     }
     let Some(routed) = session.contexts().route(source, now) else {
-        session.traffic().dropped(Drop::Unsolicited, all.count());
+        session
+            .traffic()
+            .dropped(DropReason::Unsolicited, all.count());
         return;
     };
     for capsule in &routed.capsules {
@@ -173,14 +175,14 @@ fn deliver(
     session.traffic().add_to_client(packets, bytes);
 }
 
-fn pass(session: &Session, head: &[u8], payload: &[u8], now: Instant) -> Result<(), Drop> {
+fn pass(session: &Session, head: &[u8], payload: &[u8], now: Instant) -> Result<(), DropReason> {
     let meter = session.meter();
     meter.admits(Direction::ToClient, payload.len(), now)?;
     let sent = session.out().send_datagram(head, payload);
     sent.map_err(|error| match error {
-        DatagramError::Full => Drop::CarrierFull,
-        DatagramError::TooLarge => Drop::CarrierTooLarge,
-        DatagramError::Closed => Drop::CarrierClosed,
+        DatagramError::Full => DropReason::CarrierFull,
+        DatagramError::TooLarge => DropReason::CarrierTooLarge,
+        DatagramError::Closed => DropReason::CarrierClosed,
     })
 }
 
@@ -193,7 +195,7 @@ pub(crate) async fn discard(port: Arc<UdpPort>, ledger: Arc<Ledger>) {
         for _ in 0..DISCARD_TURNS {
             let done = turn(&port, |_, contents, stride| {
                 let count = datagrams(contents, stride).count();
-                traffic.dropped(Drop::Unattached, count);
+                traffic.dropped(DropReason::Unattached, count);
             });
             match done {
                 Turn::More => tokio::task::yield_now().await,

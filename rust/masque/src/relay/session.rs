@@ -23,11 +23,11 @@ use super::{
     quota::{Account, Direction, OverQuota, Quotas},
     rules::{Gate, Rules},
     sockets::Sockets,
-    stats::{Drop, SessionInfo, Traffic},
+    stats::{DropReason, SessionInfo, Traffic},
 };
 use crate::{
     carrier::{CapsuleError, Client, Close, ProtocolViolation, TunnelOut},
-    contexts::{DropReason, EarlyDatagrams, Incoming, ProxyContexts},
+    contexts::{DropReason as Unread, EarlyDatagrams, Incoming, ProxyContexts},
 };
 
 /// What a client may use, and how much it has.
@@ -46,7 +46,7 @@ impl Meter {
         direction: Direction,
         bytes: usize,
         now: Instant,
-    ) -> Result<(), Drop> {
+    ) -> Result<(), DropReason> {
         if self.quotas.is_unlimited() {
             return Ok(());
         }
@@ -56,8 +56,8 @@ impl Meter {
         self.quotas
             .take(&self.account, direction, bytes, nanos)
             .map_err(|over| match over {
-                OverQuota::Client => Drop::ClientQuota,
-                OverQuota::Total => Drop::TotalQuota,
+                OverQuota::Client => DropReason::ClientQuota,
+                OverQuota::Total => DropReason::TotalQuota,
             })
     }
 }
@@ -150,15 +150,15 @@ impl Session {
                 _,
             )
             | (Incoming::Target(payload), Some(remote)) => self.send(uplink, remote, payload, now),
-            (Incoming::Target(_), None) => self.parts.traffic.dropped(Drop::Context, 1),
+            (Incoming::Target(_), None) => self.parts.traffic.dropped(DropReason::Context, 1),
             (Incoming::Early { context, payload }, _) => {
                 let dropped = uplink.early.push(context, &payload, now);
-                self.parts.traffic.dropped(Drop::Context, dropped);
+                self.parts.traffic.dropped(DropReason::Context, dropped);
             }
             (Incoming::Dropped(reason), _) => {
                 let reason = match reason {
-                    DropReason::ClosedContext | DropReason::UnknownContext => Drop::Context,
-                    DropReason::Unreadable(_) | DropReason::TooLong => Drop::Malformed,
+                    Unread::ClosedContext | Unread::UnknownContext => DropReason::Context,
+                    Unread::Unreadable(_) | Unread::TooLong => DropReason::Malformed,
                 };
                 self.parts.traffic.dropped(reason, 1);
             }
@@ -169,9 +169,9 @@ impl Session {
     /// A UDP payload for `remote`, if everything admits it.
     fn send(&self, uplink: &mut Uplink, remote: SocketAddr, payload: Bytes, now: Instant) {
         let admitted = if !self.has_family(remote) {
-            Err(Drop::Family)
+            Err(DropReason::Family)
         } else if uplink.gate.check(remote).is_err() {
-            Err(Drop::Target)
+            Err(DropReason::Target)
         } else {
             let direction = Direction::FromClient;
             self.parts.meter.admits(direction, payload.len(), now)
@@ -197,11 +197,13 @@ impl Session {
         let Some(sockets) = self.parts.sockets.upgrade() else {
             self.parts
                 .traffic
-                .dropped(Drop::CarrierClosed, run.datagrams);
+                .dropped(DropReason::CarrierClosed, run.datagrams);
             return;
         };
         let Some(port) = sockets.towards(run.remote.ip()) else {
-            self.parts.traffic.dropped(Drop::Family, run.datagrams);
+            self.parts
+                .traffic
+                .dropped(DropReason::Family, run.datagrams);
             return;
         };
         let sent = port.try_send(&Transmit {
@@ -294,9 +296,11 @@ impl Session {
         Gate::new(self.parts.rules.clone(), self.parts.scope)
     }
 
-    /// Gives back memory that a burst has left.
+    /// Gives back memory that a burst has left, unless there is another one just now.
     pub(crate) fn shrink(&self) {
-        lock(&self.uplink).batches.shrink();
+        if let Ok(mut uplink) = self.uplink.try_lock() {
+            uplink.batches.shrink();
+        }
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -331,15 +335,15 @@ impl Session {
 }
 
 /// Under which reason a failed send is counted.
-fn reason(error: &io::Error) -> Drop {
+fn reason(error: &io::Error) -> DropReason {
     use io::ErrorKind as Kind;
     match error.kind() {
-        _ if noq_udp::is_msg_size_err(error) => Drop::SendTooLarge,
-        Kind::WouldBlock => Drop::SendFull,
-        Kind::Unsupported => Drop::Family,
+        _ if noq_udp::is_msg_size_err(error) => DropReason::SendTooLarge,
+        Kind::WouldBlock => DropReason::SendFull,
+        Kind::Unsupported => DropReason::Family,
         Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown => {
-            Drop::SendUnreachable
+            DropReason::SendUnreachable
         }
-        _ => Drop::SendFailed,
+        _ => DropReason::SendFailed,
     }
 }

@@ -17,11 +17,11 @@ macro_rules! drops {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
         /// Why a datagram was dropped.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Drop {
+        pub enum DropReason {
             $($(#[$doc])* $name,)+
         }
 
-        impl Drop {
+        impl DropReason {
             /// Every reason, in the order of declaration.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
@@ -71,7 +71,7 @@ drops! {
 }
 
 /// How many reasons there are.
-const REASONS: usize = Drop::ALL.len();
+const REASONS: usize = DropReason::ALL.len();
 
 /// Packets, and bytes of UDP payload.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Traffic {
         self.to_client.add(packets, bytes);
     }
 
-    pub(crate) fn dropped(&self, reason: Drop, packets: usize) {
+    pub(crate) fn dropped(&self, reason: DropReason, packets: usize) {
         self.drops[reason as usize].fetch_add(packets as u64, Ordering::Relaxed);
     }
 
@@ -177,7 +177,7 @@ impl Ledger {
     }
 
     /// Everything together.
-    pub(crate) fn total(&self) -> (Flow, Flow, Vec<(Drop, u64)>) {
+    pub(crate) fn total(&self) -> (Flow, Flow, Vec<(DropReason, u64)>) {
         let total = Traffic::default();
         self.with_sessions(|sessions| {
             for traffic in sessions.iter() {
@@ -186,7 +186,7 @@ impl Ledger {
         });
         self.own.add_to(&total);
         self.ended.add_to(&total);
-        let drops = Drop::ALL
+        let drops = DropReason::ALL
             .iter()
             .map(|reason| {
                 (
@@ -214,7 +214,7 @@ pub struct RelayStats {
     /// Relayed from remotes to clients.
     pub to_clients: Flow,
     /// Dropped datagrams, by every reason there is.
-    pub drops: Vec<(Drop, u64)>,
+    pub drops: Vec<(DropReason, u64)>,
     /// Requests granted.
     pub accepted: u64,
     /// Requests refused, by reason: those of [`RelayStats::REFUSALS`].
@@ -241,7 +241,7 @@ impl RelayStats {
     ];
 
     /// How many datagrams were dropped for this reason.
-    pub fn dropped(&self, reason: Drop) -> u64 {
+    pub fn dropped(&self, reason: DropReason) -> u64 {
         let found = self.drops.iter().find(|(drop, _)| *drop == reason);
         found.map_or(0, |(_, count)| *count)
     }
@@ -280,8 +280,8 @@ mod tests {
         let (one, two) = (ledger.open(), ledger.open());
         one.add_from_client(2, 300);
         two.add_to_client(1, 50);
-        two.dropped(Drop::Target, 3);
-        ledger.own.dropped(Drop::Unattached, 5);
+        two.dropped(DropReason::Target, 3);
+        ledger.own.dropped(DropReason::Unattached, 5);
         let before = ledger.total();
         drop(one);
         assert_eq!(ledger.total(), before);
@@ -291,13 +291,19 @@ mod tests {
         let (from, to, drops) = before;
         assert_eq!((from.packets, from.bytes), (2, 300));
         assert_eq!((to.packets, to.bytes), (1, 50));
-        assert!(drops.contains(&(Drop::Target, 3)) && drops.contains(&(Drop::Unattached, 5)));
+        assert!(
+            drops.contains(&(DropReason::Target, 3))
+                && drops.contains(&(DropReason::Unattached, 5))
+        );
         assert_eq!(drops.len(), REASONS);
     }
 
     #[test]
     fn names_are_distinct() {
-        let mut names: Vec<_> = Drop::ALL.iter().map(|reason| reason.as_str()).collect();
+        let mut names: Vec<_> = DropReason::ALL
+            .iter()
+            .map(|reason| reason.as_str())
+            .collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), REASONS);

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::atomic::Ordering};
 
-use anyreach_masque::relay::{Drop, Relay, RelayConfig};
+use anyreach_masque::relay::{DropReason, Relay, RelayConfig};
 use anyreach_wire::capsule::Capsule;
 
 use crate::kit::{Who, at, id, open_config, relay, remote, remote_v6, until, within};
@@ -77,7 +77,7 @@ async fn without_the_uncompressed_context_strangers_are_not_heard() {
     let (stranger, _) = remote().await;
     tunnel.assign(4, Some(address)).await;
     stranger.send_to(b"psst", tunnel.public()).await.unwrap();
-    until(|| relay.stats().dropped(Drop::Unsolicited) == 1).await;
+    until(|| relay.stats().dropped(DropReason::Unsolicited) == 1).await;
     friend.send_to(b"hello", tunnel.public()).await.unwrap();
     assert_eq!(tunnel.received().await, (4, b"hello"[..].into()));
     assert_eq!(tunnel.has_received(), None);
@@ -179,7 +179,7 @@ async fn the_relays_own_node_can_be_reached_and_nothing_beside_it() {
     let answer = tunnel.assign(6, Some(management)).await;
     assert_eq!(answer, Capsule::CompressionClose(id(6)));
     other.send_to(b"hello", from).await.unwrap();
-    until(|| relay.stats().dropped(Drop::Source) == 1).await;
+    until(|| relay.stats().dropped(DropReason::Source) == 1).await;
 }
 
 #[tokio::test]
@@ -195,7 +195,7 @@ async fn a_tunnel_to_one_target() {
     let (payload, from) = at(&socket).await;
     assert_eq!(payload, b"hello");
     stranger.send_to(b"psst", from).await.unwrap();
-    until(|| relay.stats().dropped(Drop::Unsolicited) == 1).await;
+    until(|| relay.stats().dropped(DropReason::Unsolicited) == 1).await;
     socket.send_to(b"world", from).await.unwrap();
     assert_eq!(tunnel.received().await, (0, b"world"[..].into()));
     // Capsules of an extension that was not asked for mean nothing.
@@ -235,10 +235,10 @@ async fn errors_of_a_datagram_concern_that_datagram() {
     }
     // Too large for any network.
     tunnel.send_to(address, &vec![0; 65_520]);
-    assert_eq!(relay.stats().dropped(Drop::SendTooLarge), 1);
+    assert_eq!(relay.stats().dropped(DropReason::SendTooLarge), 1);
     // Of a family the relay has no address in.
     tunnel.send_to("[::1]:40000".parse().unwrap(), b"hello?");
-    assert_eq!(relay.stats().dropped(Drop::Family), 1);
+    assert_eq!(relay.stats().dropped(DropReason::Family), 1);
     tunnel.send_to(address, b"hello");
     assert_eq!(at(&socket).await.0, b"hello");
 }
@@ -253,12 +253,12 @@ async fn what_the_carrier_does_not_take_is_dropped_and_counted() {
     socket.send_to(&[0; 100], tunnel.public()).await.unwrap();
     socket.send_to(&[0; 99], tunnel.public()).await.unwrap();
     assert_eq!(tunnel.received().await.1.len(), 99);
-    assert_eq!(relay.stats().dropped(Drop::CarrierTooLarge), 1);
+    assert_eq!(relay.stats().dropped(DropReason::CarrierTooLarge), 1);
     tunnel.out.datagram_room.store(2, Ordering::Relaxed);
     for _ in 0..5 {
         socket.send_to(b"hello", tunnel.public()).await.unwrap();
     }
-    until(|| relay.stats().dropped(Drop::CarrierFull) == 3).await;
+    until(|| relay.stats().dropped(DropReason::CarrierFull) == 3).await;
 }
 
 #[tokio::test]
@@ -279,11 +279,11 @@ async fn a_client_has_its_rate_in_each_direction() {
     }
     // Ten of sixteen, however many tunnels.
     assert_eq!(relay.stats().from_clients.packets, 10);
-    assert_eq!(relay.stats().dropped(Drop::ClientQuota), 6);
+    assert_eq!(relay.stats().dropped(DropReason::ClientQuota), 6);
     for _ in 0..12 {
         socket.send_to(&[0; 1000], one.public()).await.unwrap();
     }
-    until(|| relay.stats().dropped(Drop::ClientQuota) == 8).await;
+    until(|| relay.stats().dropped(DropReason::ClientQuota) == 8).await;
     assert_eq!(relay.stats().to_clients.packets, 10);
     // Others are not concerned.
     let other = Who::peer(2).bind(&relay).await.unwrap();
@@ -326,7 +326,7 @@ async fn all_together_have_a_rate_and_a_flood_leaves_others_their_part() {
     };
     assert!(packets(2) + 2 >= sent, "{} of {sent}", packets(2));
     assert!(packets(1) < 40 * 200 / 2, "{}", packets(1));
-    assert!(relay.stats().dropped(Drop::TotalQuota) > 0);
+    assert!(relay.stats().dropped(DropReason::TotalQuota) > 0);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyreach_masque::{
     carrier::Close,
-    relay::{Drop, Relay, RelayConfig},
+    relay::{DropReason, Relay, RelayConfig},
 };
 use anyreach_wire::proxy_fields::ProxyError;
 
@@ -41,7 +41,7 @@ async fn nothing_is_delivered_to_nobody() {
     for _ in 0..5 {
         socket.send_to(b"hello?", tunnel.public()).await.unwrap();
     }
-    until(|| relay.stats().dropped(Drop::Unattached) == 5).await;
+    until(|| relay.stats().dropped(DropReason::Unattached) == 5).await;
     let again = client.bind(&relay).await.unwrap();
     assert_eq!(again.public(), tunnel.public());
     again.listen().await;
