@@ -410,9 +410,12 @@ class Relaying:
     # Evidence
 
     def _probe(self, relay: PeerId, tunnel: Tunnel) -> None:
-        """Send something to ourselves through the relay, for each address we are seen at."""
+        """Send something to ourselves through the relay, for each address we may have outside."""
         served = {address.version for address in tunnel.public}
-        for external in self._local.observed.candidates():
+        seen = self._local.observed.candidates()
+        # Peers may have seen one family only.
+        own = [a for a in self._local.host_addresses() if a.version not in {s.version for s in seen}]
+        for external in (*seen, *own):
             if external.version not in served or external.scope is not Scope.GLOBAL:
                 continue
             if self._probed.get(external, 0) >= MAX_PROBES:

@@ -271,6 +271,8 @@ class _View:
     def is_dwelling(self, relay: PeerId) -> bool:
         """Whether a reservation at ``relay`` is too young to be given up for a better one."""
         held = self.live.get(relay)
+        if self.situation.wanted == 0:
+            return False  # it is not given up for another one
         return held is not None and self.situation.now < held.since + self.policy.dwell
 
     def again_at(self) -> float | None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .sites import Site
     from .traffic import Traffic
 
-pytestmark = pytest.mark.skip(reason="relays are not wired in yet")
 
 _FILE_SIZE: Final = 5_000_000
 _BULK: Final = 40_000_000
