@@ -46,7 +46,8 @@ const MAX_ERROR_RESETS: usize = 64;
 /// Streams the peer may have reset before we looked at them (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 16;
 
-/// Bytes of one tunnel that wait inside HTTP, where they cannot be dropped any more: one write.
+/// Bytes of one tunnel that wait inside HTTP, where they cannot be dropped any more: one write. As
+/// much again may wait in TLS (its own default; half of it costs a third more time per byte).
 const SEND_BUFFER: usize = 64 << 10;
 
 /// For TLS and the HTTP/2 preface together, after TCP has connected: several round trips of a bad

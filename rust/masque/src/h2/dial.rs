@@ -1,12 +1,7 @@
 //! From a relay's addresses to an HTTP/2 connection: TCP by Happy Eyeballs or through a proxy, TLS,
 //! HTTP/2.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Instant};
 
 use anyreach_quic::{DialError, PeerId, https};
 use rustls::pki_types::ServerName;
@@ -20,15 +15,12 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{HANDSHAKE_TIMEOUT, connect};
 use crate::{
     carrier::{CarrierError, CarrierKind},
-    client::{Attempt, Dialed, stagger::first_success},
+    client::{
+        Attempt, Dialed,
+        stagger::{ATTEMPT_DELAY, first_success, interleaved},
+    },
     https::{Proxy, tcp},
 };
-
-/// Head start of one address over the next (RFC 8305, section 5).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-
-/// Addresses tried at most: two families, a few each. More are a sign of nothing good.
-const MAX_ADDRESSES: usize = 8;
 
 /// How the relay proves who it is.
 #[derive(Clone)]
@@ -194,27 +186,6 @@ async fn reach(
     secure(target, stream).await
 }
 
-/// The families in turn, the first one's first (RFC 8305, section 4).
-fn interleaved(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-    let first_is_v4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
-    let (a, b): (Vec<SocketAddr>, Vec<_>) = addresses
-        .iter()
-        .copied()
-        .partition(|addr| addr.is_ipv4() == first_is_v4);
-    let (mut a, mut b) = (a.into_iter(), b.into_iter());
-    let mut order = Vec::with_capacity(addresses.len());
-    while order.len() < MAX_ADDRESSES {
-        let before = order.len();
-        order.extend(a.next());
-        order.extend(b.next());
-        if order.len() == before {
-            break;
-        }
-    }
-    order.truncate(MAX_ADDRESSES);
-    order
-}
-
 async fn tcp_connect(addr: SocketAddr) -> Result<tokio::net::TcpStream, CarrierError> {
     timeout(HANDSHAKE_TIMEOUT, tcp::connect(addr))
         .await
@@ -336,36 +307,5 @@ fn warn_if_classical<S>(target: &Target, stream: &TlsStream<S>) {
             group,
             "outer hop without ML-KEM-768; what runs inside is not affected"
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addrs(list: &[&str]) -> Vec<SocketAddr> {
-        list.iter().map(|text| text.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn families_take_turns() {
-        let order = interleaved(&addrs(&[
-            "[2001:db8::1]:1",
-            "[2001:db8::2]:1",
-            "[2001:db8::3]:1",
-            "192.0.2.1:1",
-        ]));
-        let expected = addrs(&[
-            "[2001:db8::1]:1",
-            "192.0.2.1:1",
-            "[2001:db8::2]:1",
-            "[2001:db8::3]:1",
-        ]);
-        assert_eq!(order, expected);
-        assert!(interleaved(&[]).is_empty());
-        let many: Vec<SocketAddr> = (1..=20)
-            .map(|port| SocketAddr::from(([192, 0, 2, 1], port)))
-            .collect();
-        assert_eq!(interleaved(&many), many[..MAX_ADDRESSES]);
     }
 }

@@ -50,7 +50,7 @@ impl Link {
 
     /// Adds a sample, smoothed as TCP does (RFC 6298).
     pub(super) fn sample_rtt(&self, sample: Duration) {
-        let sample = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX).max(1);
+        let sample = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX);
         let smoothed = match self.rtt.load(Ordering::Relaxed) {
             0 => sample,
             before => before - before / 8 + sample / 8,

@@ -19,13 +19,16 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::link::Link;
 use crate::carrier::{CapsuleError, Close, DatagramError, TunnelOut};
 
-/// Bytes of datagrams that may wait: 20 ms at 100 Mbit/s. A burst of what runs inside fits, and a
-/// standing queue is soon cut.
-pub(super) const MAX_BYTES: usize = 256 << 10;
+/// Bytes of datagrams that may wait: 4 ms at 1 Gbit/s, so that a burst of what runs inside fits.
+/// What bounds the delay on slower lines is their age.
+pub(super) const MAX_BYTES: usize = 512 << 10;
 
-/// How long a datagram may wait. On a slow line [`MAX_BYTES`] would be seconds; a packet as late as
-/// this has been declared lost by who sent it, on most lines.
-pub(super) const MAX_AGE: Duration = Duration::from_millis(200);
+/// How long a datagram may wait, or two round trips if that is longer: a packet later than this has
+/// been declared lost by who sent it, and TCP that starts slowly after a pause is not punished.
+pub(super) const MAX_AGE: Duration = Duration::from_millis(100);
+
+/// How long it may wait whatever the round trip seems to be.
+const MAX_AGE_EVER: Duration = Duration::from_secs(1);
 
 /// Capsules that may wait (bind draft, security considerations: they must be bounded).
 pub(super) const MAX_CAPSULES: usize = 64;
@@ -137,7 +140,9 @@ impl Outgoing {
     /// The next bytes of the stream: whole capsules, and no more than `most` bytes unless the first
     /// one alone is longer. `None` if nothing waits, as when all was too old.
     pub(super) fn take(&self, most: usize, now: Instant) -> Option<Bytes> {
-        self.lock().take(most, now)
+        let rtt = self.link.rtt().unwrap_or_default();
+        let max_age = (2 * rtt).clamp(MAX_AGE, MAX_AGE_EVER);
+        self.lock().take(most, now, max_age)
     }
 
     /// The stream has ended: forgets what waits and takes nothing more.
@@ -195,12 +200,12 @@ impl Queue {
         true
     }
 
-    fn take(&mut self, most: usize, now: Instant) -> Option<Bytes> {
+    fn take(&mut self, most: usize, now: Instant, max_age: Duration) -> Option<Bytes> {
         if let Some(first) = self.capsules.pop_front() {
             return Some(self.join_capsules(first, most));
         }
         while let Some(oldest) = self.datagrams.front()
-            && now.saturating_duration_since(oldest.since) > MAX_AGE
+            && now.saturating_duration_since(oldest.since) > max_age
         {
             self.drop_oldest();
         }
@@ -303,3 +308,6 @@ impl fmt::Debug for Outgoing {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

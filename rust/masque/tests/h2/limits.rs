@@ -122,3 +122,45 @@ async fn a_client_that_reads_nothing_is_let_go() {
     assert!(reason.contains("no answer to an HTTP/2 PING"), "{reason}");
     assert!(opened.input.heard().closed.is_empty());
 }
+
+/// Runs in a process of its own, which has few file descriptors.
+#[tokio::test]
+#[ignore = "run by descriptors_may_run_out"]
+async fn with_few_descriptors() {
+    let relay = Relay::start().await;
+    let node = Identity::generate().unwrap();
+    let carrier = relay.dial_as(&node).await.unwrap().carrier;
+    let mut hoard = Vec::new();
+    let error = loop {
+        match TcpStream::connect(relay.addr).await {
+            Ok(stream) => hoard.push(stream),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.raw_os_error(), Some(24), "EMFILE, not {error}");
+    // One descriptor comes back: for a client that connects, and whom the listener has none for.
+    hoard.pop();
+    let waiting = TcpStream::connect(relay.addr).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Who is there is served all the while.
+    within(carrier.open(request("/tunnel"), Recorder::new()))
+        .await
+        .unwrap();
+    drop((hoard, waiting));
+    within(async { while relay.dial_as(&node).await.is_err() {} }).await;
+}
+
+#[cfg(unix)]
+#[test]
+fn descriptors_may_run_out() {
+    let test = std::env::current_exe().unwrap();
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -n 40 && exec \"$0\" \"$@\""])
+        .arg(test)
+        .args(["--exact", "limits::with_few_descriptors", "--ignored"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+}

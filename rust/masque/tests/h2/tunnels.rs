@@ -167,7 +167,7 @@ async fn a_reader_that_stalls_loses_the_oldest_and_no_capsules() {
     }
     let kept = u64::from(sent) - out.dropped();
     // What waits in the queue, in HTTP, and what the peer has taken into its window.
-    assert!((150..=450).contains(&kept), "{kept} kept");
+    assert!((300..=650).contains(&kept), "{kept} kept");
     let capsules = 64;
     for n in 1..=capsules {
         out.send_capsule(ack(n).to_bytes()).unwrap();
@@ -195,7 +195,7 @@ async fn a_reader_that_stalls_loses_the_oldest_and_no_capsules() {
     assert_eq!(acks, (1..=capsules).map(ack).collect::<Vec<_>>());
     assert!(datagrams.is_sorted(), "in order");
     assert_eq!(datagrams[0], 0, "what HTTP had taken is not lost");
-    assert!(datagrams.len() < 500);
+    assert!(datagrams.len() <= 650);
 }
 
 #[tokio::test]
