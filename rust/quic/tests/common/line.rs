@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     net::UdpSocket,
     sync::mpsc::{self, Sender},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::Instant,
 };
 
@@ -84,38 +84,54 @@ async fn forward(
     cut: Arc<[AtomicBool; 2]>,
 ) {
     let mut guests: HashMap<SocketAddr, Sender<Datagram>> = HashMap::new();
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = JoinSet::new();
     let mut buffer = vec![0; 65_536];
     loop {
         let Ok((length, from)) = front.recv_from(&mut buffer).await else {
             continue;
         };
-        if !guests.contains_key(&from) {
-            let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-            let (there, outgoing) = mpsc::channel(QUEUE);
-            let (here, incoming) = mpsc::channel(QUEUE);
-            guests.insert(from, there);
-            tasks.spawn(deliver(back.clone(), target, outgoing));
-            tasks.spawn(deliver(front.clone(), from, incoming));
-            let cut = cut.clone();
-            tasks.spawn(async move {
-                let mut buffer = vec![0; 65_536];
-                loop {
-                    let Ok(length) = back.recv(&mut buffer).await else {
-                        continue;
-                    };
-                    if !cut[1].load(Ordering::Relaxed) {
-                        let due = Instant::now() + one_way;
-                        let _ = here.try_send((due, buffer[..length].to_vec()));
-                    }
-                }
-            });
-        }
+        let there = match guests.get(&from) {
+            Some(there) => there,
+            None => {
+                let there = welcome(&mut tasks, &front, from, target, one_way, &cut).await;
+                guests.entry(from).or_insert(there)
+            }
+        };
         if !cut[0].load(Ordering::Relaxed) {
             let due = Instant::now() + one_way;
-            let _ = guests[&from].try_send((due, buffer[..length].to_vec()));
+            let _ = there.try_send((due, buffer[..length].to_vec()));
         }
     }
+}
+
+/// A socket for somebody new; what is put in goes out of it.
+async fn welcome(
+    tasks: &mut JoinSet<()>,
+    front: &Arc<UdpSocket>,
+    from: SocketAddr,
+    target: SocketAddr,
+    one_way: Duration,
+    cut: &Arc<[AtomicBool; 2]>,
+) -> Sender<Datagram> {
+    let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let (there, outgoing) = mpsc::channel(QUEUE);
+    let (here, incoming) = mpsc::channel(QUEUE);
+    tasks.spawn(deliver(back.clone(), target, outgoing));
+    tasks.spawn(deliver(front.clone(), from, incoming));
+    let cut = cut.clone();
+    tasks.spawn(async move {
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let Ok(length) = back.recv(&mut buffer).await else {
+                continue;
+            };
+            if !cut[1].load(Ordering::Relaxed) {
+                let due = Instant::now() + one_way;
+                let _ = here.try_send((due, buffer[..length].to_vec()));
+            }
+        }
+    });
+    there
 }
 
 async fn deliver(socket: Arc<UdpSocket>, to: SocketAddr, mut datagrams: mpsc::Receiver<Datagram>) {

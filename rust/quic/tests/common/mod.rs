@@ -8,6 +8,7 @@
 )]
 
 pub mod line;
+pub mod stranger;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
