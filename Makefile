@@ -17,8 +17,9 @@ PYTHON_SOURCES := pyproject.toml README.md LICENSE $(shell find python -name '*.
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(DEMO_VENV)/.installed  ## Build, install and watch two nodes find each other and move a file
+demo: $(DEMO_VENV)/.installed  ## Build, install, watch nodes find each other, also in hostile networks
 	@$(DEMO_VENV)/bin/python -m anyreach.cli.demo
+	@cd tests && ../$(DEMO_VENV)/bin/python -m netlab.demo
 
 test: test-rust test-python  ## Build (fast profile) and run all tests
 

@@ -450,7 +450,7 @@ class Running:
             self.local.observed.report(live.peer_id, observer, address, self._loop.time())
         )
 
-    def _believe(self, changes: Iterable[ObservationChange]) -> None:
+    def _believe(self, changes: tuple[ObservationChange, ...]) -> None:
         told: set[SocketAddress] = set()
         for change in changes:
             if change.kind == "withdrawn":
@@ -460,6 +460,11 @@ class Running:
             if change.kind != "withdrawn" and change.address not in told:
                 told.add(change.address)  # adopted and believed by one report is one event
                 self._emit(ExternalAddress(str(change.address), change.observers))
+        if told or any(change.kind == "withdrawn" for change in changes):
+            # Clients of the relay are told where their bound addresses are.
+            self._endpoint.set_external_addresses(
+                [str(a.ip) for a in self.local.observed.candidates()]
+            )
         self._nat_is_stale = True
         self._relaying.changed()
 

@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 
-import pytest
-
 from . import no_af_inet6
 
 __all__ = ["REQUIRE_VARIABLE", "missing", "netlab_required"]
@@ -50,6 +48,8 @@ def netlab_required() -> None:
     reason = missing()
     if reason is None:
         return
+    import pytest  # noqa: PLC0415 (the demonstration runs without it)
+
     if os.environ.get(REQUIRE_VARIABLE) == "1":
         pytest.fail(f"network lab required but not available: {reason}", pytrace=False)
     pytest.skip(f"network lab not available: {reason}")
