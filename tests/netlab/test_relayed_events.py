@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .kinds import SiteKind
     from .lab import Lab
     from .machine import Machine
+    from .process import Event
     from .sites import Site
     from .traffic import Traffic
 
@@ -32,14 +35,18 @@ _COMMAND: Final = 60.0
 
 
 def _agents(world: World, *sites: Site) -> list[Agent[Machine]]:
-    """Connected nodes at two sites, the second of which has an address at every relay asked."""
+    """Connected nodes at two sites that have an address at every relay."""
     agents: list[Agent[Machine]] = [
         Agent(site.host, known_peers=world.known_peers(site)) for site in sites
     ]
-    for agent in agents:
-        agent.process.wait_event("relay", lambda e: e["state"] == "reserved", timeout=30)
+    for agent, relay in itertools.product(agents, world.relays):
+        agent.process.wait_event("relay", partial(_reserved_at, relay.node.peer_id), timeout=30)
     agents[0].connect_by_id(agents[1])
     return agents
+
+
+def _reserved_at(peer_id: str, event: Event) -> bool:
+    return event["peer_id"] == peer_id and event["state"] == "reserved"
 
 
 def _until(condition: Callable[[], bool], timeout: float = 30.0) -> None:

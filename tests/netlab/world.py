@@ -129,7 +129,7 @@ class Pair(NamedTuple):
 def pair(
     kind_a: SiteKind, kind_b: SiteKind, *, relays: int = 1, engine: Engine = Engine.KERNEL
 ) -> Iterator[Pair]:
-    """Sites ``a`` and ``b`` of these kinds, and relays.
+    """Sites ``a`` and ``b`` of these kinds, and relays. What goes wrong gets their story.
 
     Args:
         kind_a, kind_b: what the sites are like.
@@ -140,4 +140,8 @@ def pair(
         a, b = (
             lab.site(label, kind, engine=engine) for label, kind in (("a", kind_a), ("b", kind_b))
         )
-        yield Pair(World(lab, relays=relays), a, b)
+        try:
+            yield Pair(World(lab, relays=relays), a, b)
+        except Exception as error:
+            error.add_note(lab.transcripts())
+            raise
