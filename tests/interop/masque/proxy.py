@@ -53,6 +53,8 @@ class UdpProxy:
         self.behaviour = behaviour or Behaviour()
         self._host = host
         self.requests: list[Fields] = []
+        self.packets = 0
+        """Packets bound requests have exchanged with remotes, in both directions."""
 
     async def handle(self, fields: Fields, stream: RequestStream) -> None:
         self.requests.append(fields)
@@ -68,7 +70,7 @@ class UdpProxy:
             stream.respond(501, [("proxy-status", "test;error=http_request_denied")])
             stream.end()
         elif bind:
-            await _Bound(stream, self.behaviour, self._host).run(host, port)
+            await _Bound(stream, self, self._host).run(host, port)
         else:
             await _run_plain(stream, host, int(port))
 
@@ -139,9 +141,10 @@ async def _first(*tasks: Coroutine[Any, Any, None]) -> None:
 class _Bound:
     """A bound request."""
 
-    def __init__(self, stream: RequestStream, behaviour: Behaviour, host: str) -> None:
+    def __init__(self, stream: RequestStream, proxy: UdpProxy, host: str) -> None:
         self._stream = stream
-        self._behaviour = behaviour
+        self._proxy = proxy
+        self._behaviour = proxy.behaviour
         self._host = host
         # Open contexts, of either side; None for the uncompressed one.
         self._contexts: dict[int, Remote | None] = {}
@@ -165,6 +168,7 @@ class _Bound:
     async def _down(self) -> None:
         while True:
             source, payload = await self._udp.receive()
+            self._proxy.packets += 1
             context = self._context_of(source)
             uncompressed = self._context_of(None)
             if context is not None:
@@ -222,6 +226,7 @@ class _Bound:
         if target is None:
             target, payload = split_remote(payload)
         self._udp.send(payload, target)
+        self._proxy.packets += 1
 
     def _on_assign(self, context: int, target: Remote | None) -> None:
         require(context != 0, "section 3.1: 0 cannot be registered")
