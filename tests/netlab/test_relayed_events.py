@@ -46,7 +46,7 @@ def _agents(world: World, *sites: Site) -> list[Agent[Machine]]:
 
 
 def _reserved_at(peer_id: str, event: Event) -> bool:
-    return event["peer_id"] == peer_id and event["state"] == "reserved"
+    return bool(event["peer_id"] == peer_id and event["state"] == "reserved")
 
 
 def _until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
