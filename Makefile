@@ -49,6 +49,7 @@ bench: $(BIN)/.deps $(DEMO_VENV)/.installed  ## Compare with quinn, noq, aioquic
 	$(BIN)/pip install --quiet --force-reinstall --no-deps dist/anyreach-*.whl
 	$(BIN)/python -m pytest benches/test_calls.py -p no:xdist --benchmark-only
 	$(BIN)/python benches/run.py --output docs/benchmarks.md
+	$(BIN)/python benches/relays.py --output docs/benchmarks-relays.md
 	rm -f $(BIN)/.built
 
 wheel: dist/.built  ## Build the release wheel into dist/
