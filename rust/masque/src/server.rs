@@ -249,8 +249,11 @@ fn quic_endpoint(
         .datagram_send_buffer_size(DATAGRAM_QUEUE);
     let mut server = certificate.quic_config(key_log)?;
     server.transport_config(Arc::new(transport));
+    let mut config = noq::EndpointConfig::default();
+    // The socket tells QUIC from other protocols by the fixed bit.
+    config.grease_quic_bit(false);
     Ok(noq::Endpoint::new_with_abstract_socket(
-        noq::EndpointConfig::default(),
+        config,
         Some(server),
         Box::new(NodeSocket::new(socket)?),
         Arc::new(TokioRuntime),
