@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anyreach._flow import Waiter
     from anyreach.addresses import HostPort, IpMode, SocketAddress
     from anyreach.carriers import Carrier, NetworkKey
+    from anyreach.metrics import Recorder
     from anyreach.proxies import ProxySettings
 
 __all__ = ["Target", "Tunnel", "TunnelFailed", "Tunnels"]
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 MAX_TUNNELS: Final = 16
 """Tunnels of one node: its reservations, a replacement each, and relays of some peers in other
 networks. Each costs a connection and a socket at the relay."""
+
+SWEEP_SECONDS: Final = 15.0
+"""How often tunnels nobody needs any more are looked for."""
 
 IDLE_SECONDS: Final = 60.0
 """How long a tunnel nobody holds is kept: whoever dialed through it may dial again."""
@@ -160,6 +164,7 @@ class Tunnels:
         allow_tls_inspection: whether a proxy may break the TLS to the relay.
         network: names the present network.
         changed: told about each change of a tunnel.
+        recorder: counts what they carry.
     """
 
     def __init__(
@@ -173,6 +178,7 @@ class Tunnels:
         allow_tls_inspection: bool,
         network: Callable[[], NetworkKey],
         changed: Callable[[Tunnel], None],
+        recorder: Recorder,
     ) -> None:
         self._core = core
         self._wait = wait
@@ -182,6 +188,7 @@ class Tunnels:
         self._allow_tls_inspection = allow_tls_inspection
         self._network = network
         self._told = changed
+        self._recorder = recorder
         self._memory = CarrierMemory()
         self._tunnels: dict[PeerId | HostPort, Tunnel] = {}
         self._closed = False
@@ -220,6 +227,17 @@ class Tunnels:
         """Close it for everybody."""
         tunnel.core.close()
         self._forget(tunnel)
+
+    async def run(self, used: Callable[[Tunnel], bool]) -> None:
+        """Close those nobody needs any more, until cancelled; ``used`` as for :meth:`sweep`."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.sweep(used)
+
+    def count(self) -> None:
+        """Have the recorder count what was carried until now."""
+        for tunnel in self:
+            self._count(tunnel)
 
     def sweep(self, used: Callable[[Tunnel], bool]) -> None:
         """Close what nobody has needed for a while; ``used``: whether connections go through it."""
@@ -260,7 +278,7 @@ class Tunnels:
             direct_tcp=bool(addresses),
             udp=target.udp and bool(addresses),
             rtt=target.rtt,
-            remembered=self._memory.winner(self._network()),
+            remembered=self._memory.winner(self._network(), asyncio.get_running_loop().time()),
         )
         if not addresses and proxy is None:
             detail = "no address of it is known that this node could reach"
@@ -309,9 +327,19 @@ class Tunnels:
         carrier = tunnel.core.carrier
         for known in ("h3", "h2", "h2-proxy"):
             if carrier == known:
-                self._memory.won(self._network(), known)
+                self._memory.won(self._network(), known, asyncio.get_running_loop().time())
+
+    def _count(self, tunnel: Tunnel) -> None:
+        counters = tunnel.core.counters()
+        sent, received = counters["sent_bytes"], counters["received_bytes"]
+        self._recorder.relayed("client", tunnel.core.number, sent, received)
 
     def _forget(self, tunnel: Tunnel) -> None:
-        for key in [key for key, entry in self._tunnels.items() if entry is tunnel]:
+        """It has ended: nobody can have it any more, and what it carried is counted."""
+        keys = [key for key, entry in self._tunnels.items() if entry is tunnel]
+        for key in keys:
             del self._tunnels[key]
+        if keys:
+            self._count(tunnel)
+            self._recorder.tunnel_ended("client", tunnel.core.number)
         tunnel.changed()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CARRIER_DELAY",
     "MAX_NETWORKS",
+    "SECOND_BEST_SECONDS",
     "Carrier",
     "CarrierMemory",
     "NetworkKey",
@@ -37,6 +38,10 @@ NetworkKey: TypeAlias = frozenset[str]
 
 CARRIER_DELAY: Final = 0.25
 """Seconds between the starts of two carriers: the Connection Attempt Delay of RFC 8305 8."""
+
+SECOND_BEST_SECONDS: Final = 600.0
+"""How long a carrier that is not the best goes first. Trying UDP once in ten minutes costs a race a
+quarter of a second where it is still blocked."""
 
 MAX_NETWORKS: Final = 32
 """Networks remembered; more than anybody moves between in a month."""
@@ -110,27 +115,37 @@ def network_key(interfaces: Iterable[InterfaceAddress], gateways: Iterable[str] 
 
 
 class CarrierMemory:
-    """Which carrier won on each network; at most :data:`MAX_NETWORKS`, oldest forgotten first."""
+    """Which carrier won on each network; at most :data:`MAX_NETWORKS`, oldest forgotten first.
+
+    Times are seconds of a monotonic clock.
+    """
 
     __slots__ = ("_winners",)
 
     def __init__(self) -> None:
-        self._winners: OrderedDict[NetworkKey, Carrier] = OrderedDict()
+        self._winners: OrderedDict[NetworkKey, tuple[Carrier, float]] = OrderedDict()
 
-    def won(self, network: NetworkKey, carrier: Carrier) -> None:
+    def won(self, network: NetworkKey, carrier: Carrier, now: float) -> None:
         """Note that ``carrier`` was the first to work on ``network``."""
         self._winners.pop(network, None)
         while len(self._winners) >= MAX_NETWORKS:
             self._winners.popitem(last=False)
-        self._winners[network] = carrier
+        self._winners[network] = (carrier, now)
 
-    def winner(self, network: NetworkKey) -> Carrier | None:
-        """The carrier that won on ``network`` last, if it is remembered."""
-        return self._winners.get(network)
+    def winner(self, network: NetworkKey, now: float) -> Carrier | None:
+        """The carrier that won on ``network`` last, if it is remembered.
+
+        One that is not the best goes first for :data:`SECOND_BEST_SECONDS` only: UDP that was
+        blocked may be open by then.
+        """
+        carrier, since = self._winners.get(network, (None, now))
+        if carrier is None or (better_than(carrier) and now - since > SECOND_BEST_SECONDS):
+            return None
+        return carrier
 
     def failed(self, network: NetworkKey, carrier: Carrier) -> None:
         """Note that ``carrier`` does not work on ``network``: it need not go first any more."""
-        if self._winners.get(network) == carrier:
+        if self._winners.get(network, (None, 0.0))[0] == carrier:
             del self._winners[network]
 
     def entered(self, network: NetworkKey) -> None:

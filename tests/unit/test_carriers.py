@@ -10,6 +10,7 @@ from anyreach.addresses import SocketAddress
 from anyreach.candidates import InterfaceAddress
 from anyreach.carriers import (
     MAX_NETWORKS,
+    SECOND_BEST_SECONDS,
     Carrier,
     CarrierMemory,
     NetworkKey,
@@ -18,6 +19,7 @@ from anyreach.carriers import (
     network_key,
 )
 
+NOW = 1000.0
 HOME: NetworkKey = frozenset({"192.168.1.0/24"})
 OFFICE: NetworkKey = frozenset({"20.1.0.0/24", "10.0.0.0/8"})
 
@@ -110,36 +112,44 @@ class TestNetworks:
 
     def test_winners_are_remembered_per_network(self) -> None:
         memory = CarrierMemory()
-        memory.won(HOME, "h3")
-        memory.won(OFFICE, "h2-proxy")
-        assert (memory.winner(HOME), memory.winner(OFFICE)) == ("h3", "h2-proxy")
-        memory.won(OFFICE, "h2")
-        assert memory.winner(OFFICE) == "h2"
-        assert memory.winner(frozenset()) is None
+        memory.won(HOME, "h3", NOW)
+        memory.won(OFFICE, "h2-proxy", NOW)
+        assert (memory.winner(HOME, NOW), memory.winner(OFFICE, NOW)) == ("h3", "h2-proxy")
+        memory.won(OFFICE, "h2", NOW)
+        assert memory.winner(OFFICE, NOW) == "h2"
+        assert memory.winner(frozenset(), NOW) is None
 
     def test_a_failure_ends_the_preference(self) -> None:
         memory = CarrierMemory()
-        memory.won(HOME, "h2")
+        memory.won(HOME, "h2", NOW)
         memory.failed(HOME, "h3")
-        assert memory.winner(HOME) == "h2"
+        assert memory.winner(HOME, NOW) == "h2"
         memory.failed(HOME, "h2")
-        assert memory.winner(HOME) is None
+        assert memory.winner(HOME, NOW) is None
 
     def test_networks_that_may_be_others_are_forgotten(self) -> None:
         memory = CarrierMemory()
-        memory.won(HOME, "h2")
-        memory.won(OFFICE, "h2")
+        memory.won(HOME, "h2", NOW)
+        memory.won(OFFICE, "h2", NOW)
         for network in (HOME, OFFICE, frozenset({"via 10.0.0.1"})):
             memory.entered(network)
-        assert (memory.winner(HOME), memory.winner(OFFICE)) == (None, "h2")
+        assert (memory.winner(HOME, NOW), memory.winner(OFFICE, NOW)) == (None, "h2")
         memory.clear()
         assert len(memory) == 0
+
+    def test_the_second_best_goes_first_for_a_while_only(self) -> None:
+        memory = CarrierMemory()
+        memory.won(HOME, "h2", NOW)
+        memory.won(OFFICE, "h3", NOW)
+        assert memory.winner(HOME, NOW + SECOND_BEST_SECONDS) == "h2"
+        assert memory.winner(HOME, NOW + SECOND_BEST_SECONDS + 1) is None
+        assert memory.winner(OFFICE, NOW + 1e6) == "h3"
 
     def test_memory_is_bounded(self) -> None:
         memory = CarrierMemory()
         for number in range(2 * MAX_NETWORKS):
-            memory.won(HOME, "h3")
-            memory.won(frozenset({f"20.{number}.0.0/16"}), "h2")
+            memory.won(HOME, "h3", NOW)
+            memory.won(frozenset({f"20.{number}.0.0/16"}), "h2", NOW)
         assert len(memory) == MAX_NETWORKS
-        assert memory.winner(HOME) == "h3"
-        assert memory.winner(frozenset({"20.0.0.0/16"})) is None
+        assert memory.winner(HOME, NOW) == "h3"
+        assert memory.winner(frozenset({"20.0.0.0/16"}), NOW) is None
