@@ -414,7 +414,9 @@ class Relaying:
         served = {address.version for address in tunnel.public}
         seen = self._local.observed.candidates()
         # Peers may have seen one family only.
-        own = [a for a in self._local.host_addresses() if a.version not in {s.version for s in seen}]
+        own = [
+            a for a in self._local.host_addresses() if a.version not in {s.version for s in seen}
+        ]
         for external in (*seen, *own):
             if external.version not in served or external.scope is not Scope.GLOBAL:
                 continue

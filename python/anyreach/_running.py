@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from anyreach import _core
+from anyreach._assembly import make_endpoint, proxies, rejected
 from anyreach._bridge import current_bridge
 from anyreach._flow import Way
+from anyreach._live import Course, Live
 from anyreach._local import LocalView, from_core
+from anyreach._relay_service import RelayService
 from anyreach._relaying import Contacts, Relaying
 from anyreach._tunnels import Tunnels
 from anyreach._upgrades import Upgrades
@@ -22,7 +22,7 @@ from anyreach.addresses import IpMode
 from anyreach.carriers import network_key
 from anyreach.connection import Connection
 from anyreach.dialer import Dialer
-from anyreach.errors import BindError, ForkError, NodeClosed
+from anyreach.errors import ForkError, NodeClosed
 from anyreach.events import (
     Connected,
     Disconnected,
@@ -34,11 +34,11 @@ from anyreach.events import (
 from anyreach.known_peers import KnownPeers
 from anyreach.offers import Neighbourhood, acceptable
 from anyreach.peer import PeerId, Ticket
-from anyreach.proxies import ProxySettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable
 
+    from anyreach import _core
     from anyreach._tunnels import Tunnel
     from anyreach.addresses import SocketAddress
     from anyreach.config import P2pConfig
@@ -62,12 +62,6 @@ _LOSSY_BATCH: Final = 1024
 _TURN: Final = 64
 """Events handled before the loop gets a turn; a few milliseconds, also when each is a report of
 our address to be weighed against those of all others."""
-
-MAX_RESERVATIONS: Final = 128
-"""Reservations granted to others at once: a socket and some kilobytes each."""
-
-_SWEEP_SECONDS: Final = 15.0
-"""How often tunnels nobody needs any more are looked for."""
 
 _STOP_PATIENCE: Final = 1.0
 """Seconds for the last events to be told after the socket is closed."""
@@ -102,9 +96,9 @@ class Running:
         self._emit = emit
         self._fail = failed
         self._tasks: set[asyncio.Task[None]] = set()
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         self._events_lost = 0
-        self._endpoint = _make_endpoint(config, identity)
+        self._endpoint = make_endpoint(config, identity)
         self.identity = identity
         self.me = identity.peer_id
         self.ip_mode = IpMode(self._endpoint.ip_mode)
@@ -117,11 +111,12 @@ class Running:
             self._endpoint,
             self._bridge.wait,
             mode=self.ip_mode,
-            proxies=_proxies(config),
+            proxies=proxies(config),
             ca_file=None if config.ca_file is None else str(config.ca_file),
             allow_tls_inspection=config.allow_tls_inspection,
             network=lambda: network_key(self.local.interfaces),
-            changed=self._tunnel_changed,
+            changed=lambda _: self._relaying.changed(),
+            recorder=recorder,
         )
         contacts = Contacts()
         self._relaying = Relaying(
@@ -172,7 +167,7 @@ class Running:
         )
         self._nat = self.local.nat()
         self._nat_is_stale = False
-        self._tcp = self._serve_relay()
+        self._service = RelayService(self._endpoint, config, str(self._bound[0]))
 
     def begin(self) -> None:
         """Start the background tasks. The first event is told at once."""
@@ -180,7 +175,7 @@ class Running:
         self._emit(self.ready())
         self._spawn(self._watch(), "anyreach-events")
         self._spawn(self._relaying.run(), "anyreach-relaying")
-        self._spawn(self._sweep(), "anyreach-sweep")
+        self._spawn(self._tunnels.run(self._carries_connections), "anyreach-tunnels")
         self._known.expect(self._config.known_peers)
         for entry in self._config.known_peers:
             self._spawn(self._known.keep(entry), f"anyreach-known-peer {entry}")
@@ -223,7 +218,7 @@ class Running:
         return Ready(
             peer_id=self.me,
             udp=self.local.addresses(),
-            tcp=self._tcp,
+            tcp=self._service.tcp,
             ip_mode=self.ip_mode.value,
             ticket=Ticket.of(self.me, self.local.offer()),
         )
@@ -251,16 +246,13 @@ class Running:
             self._recorder.paths(live.core.id, paths)
             if live.core.close_reason is None and paths:
                 connections[paths[0].method] = connections.get(paths[0].method, 0) + 1
-        for tunnel in self._tunnels:
-            self._count_tunnel(tunnel)
-        relay = self._endpoint.relay_stats()
-        self._recorder.relayed(
-            "relay", 0, relay.get("sent_bytes", 0), relay.get("received_bytes", 0)
-        )
+        self._tunnels.count()
+        relay = self._service.stats()
+        self._recorder.relayed("relay", 0, relay.sent, relay.received)
         return self._recorder.snapshot(
             connections=connections,
-            rejected=_rejected(self._endpoint.counters()) | _relay_drops(relay),
-            relay_sessions=relay.get("sessions", 0),
+            rejected=rejected(self._endpoint.counters()) | relay.rejected,
+            relay_sessions=relay.sessions,
             relay_reservations=self._relaying.reservations,
         )
 
@@ -289,60 +281,12 @@ class Running:
         core = await self._dialer.connect(peer, self._config.connect_timeout, search=False)
         return self._adopt(core)
 
-    def _serve_relay(self) -> tuple[str, ...]:
-        config = self._config
-        if not config.serve_relay:
-            return ()
-        try:
-            tcp, https = self._open_relay(
-                self._bound_text() if config.tcp == "auto" else config.tcp
-            )
-        except BindError as error:
-            if config.tcp != "auto":
-                raise
-            logger.warning("no TCP for relay clients without UDP: %s", error)
-            tcp, https = self._open_relay(None)
-        return tuple(str(from_core(*address)) for address in (*tcp, *https))
-
-    def _bound_text(self) -> str:
-        return str(self._bound[0])
-
-    def _open_relay(self, tcp: str | None) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        config = self._config
-        return self._endpoint.serve_relay(
-            tcp=tcp,
-            https=config.https,
-            certificate=None if config.cert_file is None else str(config.cert_file),
-            private_key=None if config.key_file is None else str(config.key_file),
-            allow_anonymous=config.allow_anonymous_relay,
-            allow_targets=config.relay_allow_targets,
-            bytes_per_second=config.relay_quota,
-            max_reservations=MAX_RESERVATIONS,
-        )
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            self._tunnels.sweep(self._carries_connections)
-
     def _carries_connections(self, tunnel: Tunnel) -> bool:
         relay = None if tunnel.relay is None else bytes(tunnel.relay)
         return any(
             path.tunnelled and path.via == relay
             for live in self._live.values()
             for path in live.core.paths()
-        )
-
-    def _tunnel_changed(self, tunnel: Tunnel) -> None:
-        self._count_tunnel(tunnel)
-        self._relaying.changed()
-        if tunnel.ended:
-            self._recorder.tunnel_ended("client", tunnel.core.number)
-
-    def _count_tunnel(self, tunnel: Tunnel) -> None:
-        counters = tunnel.core.counters()
-        self._recorder.relayed(
-            "client", tunnel.core.number, counters["sent_bytes"], counters["received_bytes"]
         )
 
     def _network_changed(self) -> None:
@@ -402,25 +346,26 @@ class Running:
             live = self._enter(core, seconds)
         return live.connection
 
-    def _enter(self, core: _core.Connection, seconds: float | None = None) -> _Live:
-        live = self._live[core.id] = _Live(core)
-        way = live.way
-        if seconds is None and core.outbound and way is not None:
-            seconds = self._dialer.elapsed(live.peer_id, way.remote)
+    def _enter(self, core: _core.Connection, seconds: float | None = None) -> Live:
+        live = self._live[core.id] = Live(core)
+        course = live.course
+        if seconds is None and core.outbound and course is not None:
+            seconds = self._dialer.elapsed(live.peer_id, course.remote)
         if seconds is None:
             seconds = core.handshake_seconds
-        self._recorder.connected(way.method if way else "direct", seconds)
-        if way is not None and way.method != "relayed":
-            self._dialer.book.remember(live.peer_id, way.remote, way.rtt)
+        self._recorder.connected(course.method if course else "direct", seconds)
+        if course is not None and course.method != "relayed":
+            self._dialer.book.remember(live.peer_id, course.remote, course.rtt)
         self._emit(
             Connected(
                 peer_id=live.peer_id,
                 direction="out" if core.outbound else "in",
-                method=way.method if way else "direct",
-                remote=str(way.remote) if way else "",
+                method=course.method if course else "direct",
+                remote=str(course.remote) if course else "",
                 ms=seconds * 1000,
-                rtt_ms=way.rtt * 1000 if way else 0.0,
+                rtt_ms=course.rtt * 1000 if course else 0.0,
                 group=core.key_exchange_group,
+                relay=course.relay if course else None,
             )
         )
         self._known.arrived(live.peer_id)
@@ -497,23 +442,32 @@ class Running:
             return
         paths = core.paths()
         self._recorder.paths(core.id, paths)
-        before, way = live.way, _way(paths)
-        if way is None:
+        before, course = live.course, Course.among(paths)
+        if course is None:
             return  # none is usable now; the next one decides what this was
-        live.way = way
+        live.course = course
         self._upgrades.changed(core)
-        if before is None or (before.method, before.remote) == (way.method, way.remote):
+        if before is None or before.is_like(course):
             return
-        if before.path_id == way.path_id:
+        if before.path_id == course.path_id:
             reason = "roamed"
         elif any(path.id == before.path_id for path in paths):
             reason = "better"
         else:
             reason = "failover"
-        if way.method != "relayed":
-            self._dialer.book.remember(live.peer_id, way.remote, way.rtt)
-        self._recorder.path_switched(before.method, way.method, reason)
-        self._emit(PathChanged(live.peer_id, way.method, str(way.remote), way.rtt * 1000, reason))
+        if course.method != "relayed":
+            self._dialer.book.remember(live.peer_id, course.remote, course.rtt)
+        self._recorder.path_switched(before.method, course.method, reason)
+        self._emit(
+            PathChanged(
+                peer_id=live.peer_id,
+                method=course.method,
+                remote=str(course.remote),
+                rtt_ms=course.rtt * 1000,
+                reason=reason,
+                relay=course.relay,
+            )
+        )
 
     async def _reconcile(self) -> None:
         """Bring the books in line with the core if it had to drop events."""
@@ -530,83 +484,3 @@ class Running:
             self._paths_changed(core)
             if number % _TURN == 0:
                 await asyncio.sleep(0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """Where the data of a connection goes."""
-
-    path_id: int
-    method: str
-    remote: SocketAddress
-    rtt: float
-
-
-class _Live:
-    """An open connection and where its data went when we looked last."""
-
-    __slots__ = ("connection", "core", "peer_id", "way")
-
-    def __init__(self, core: _core.Connection) -> None:
-        self.core = core
-        self.connection = Connection(core)
-        self.peer_id = PeerId(core.peer_id)
-        # A visit may be over by now; then it is told with the path it came by.
-        first = core.first_path
-        self.way = _way(core.paths() or ([] if first is None else [first]))
-
-
-def _way(paths: Iterable[_core.PathInfo]) -> _Way | None:
-    path = next((path for path in paths if path.current), None)
-    if path is None:
-        return None
-    return _Way(path.id, path.method, from_core(*path.remote), path.rtt)
-
-
-def _make_endpoint(config: P2pConfig, identity: Identity) -> _core.Endpoint:
-    return _core.Endpoint(
-        identity.core,
-        bind_addr=config.bind_addr,
-        ip_mode=config.ip_mode.value,
-        allow_ipv4_mapped=config.allow_ipv4_mapped,
-        idle_timeout=config.idle_timeout,
-        keep_alive_interval=config.keep_alive_interval,
-        handshake_timeout=config.handshake_timeout,
-        stream_receive_window=config.stream_receive_window,
-        receive_window=config.receive_window,
-        send_window=config.send_window,
-        max_bidi_streams=config.max_bidi_streams,
-        max_uni_streams=config.max_uni_streams,
-        datagram_buffer=config.datagram_buffer,
-        socket_buffer=config.socket_buffer,
-        max_connections=config.max_connections,
-        key_log=config.key_log,
-        serve_relay=config.serve_relay,
-        capabilities=("relay",) if config.serve_relay else (),
-    )
-
-
-def _proxies(config: P2pConfig) -> ProxySettings:
-    settings = ProxySettings.of(config.proxy, os.environ if config.use_environment_proxy else None)
-    for problem in settings.ignored:
-        logger.warning("%s; ignored", problem)
-    return settings
-
-
-def _relay_drops(stats: Mapping[str, int]) -> dict[str, int]:
-    """What the relay did not carry, by reason."""
-    return {
-        f"relay_{name.removeprefix('dropped_')}": count
-        for name, count in stats.items()
-        if name.startswith("dropped_")
-    }
-
-
-def _rejected(counters: Mapping[str, int]) -> dict[str, int]:
-    """The refusals among the core's counters: handshakes by reason, datagrams by what they were."""
-    reasons = {
-        name.removeprefix("rejected_"): count
-        for name, count in counters.items()
-        if name.startswith(("rejected_", "junk_"))
-    }
-    return reasons | {"synthetic_source": counters.get("recv_synthetic_source", 0)}

@@ -152,6 +152,7 @@ class Connected(Event):
             from the first packet of the handshake).
         rtt_ms: round-trip time of that path.
         group: TLS key-exchange group, ``"X25519MLKEM768"`` or ``"MLKEM768"``.
+        relay: the relay a relayed path goes through; ``None`` if that is not known.
     """
 
     event: ClassVar[str] = "connected"
@@ -162,6 +163,7 @@ class Connected(Event):
     ms: float
     rtt_ms: float
     group: str
+    relay: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,7 @@ class PathChanged(Event):
         remote: ``ip:port`` of the peer on the new path.
         rtt_ms: round-trip time of the new path.
         reason: ``"better"``, ``"failover"`` or ``"roamed"``.
+        relay: the relay a relayed path goes through; ``None`` if that is not known.
     """
 
     event: ClassVar[str] = "path"
@@ -182,6 +185,7 @@ class PathChanged(Event):
     remote: str
     rtt_ms: float
     reason: str
+    relay: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)

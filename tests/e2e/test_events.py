@@ -90,7 +90,9 @@ async def test_events_are_json_with_the_documented_names() -> None:
         await watch.next(Disconnected)
         keys = {
             "ready": {"peer_id", "udp", "tcp", "ip_mode", "ticket"},
-            "connected": {"peer_id", "direction", "method", "remote", "ms", "rtt_ms", "group"},
+            "connected": {
+                *("peer_id", "direction", "method", "remote", "ms", "rtt_ms", "group", "relay"),
+            },
             "external_address": {"address", "observers"},
             "nat": {"mapping", "filtering"},
             "disconnected": {"peer_id", "reason"},
