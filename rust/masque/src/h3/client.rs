@@ -47,6 +47,9 @@ const PROBE_EXTRA: Duration = Duration::from_millis(100);
 const PROBE_MIN: Duration = Duration::from_millis(500);
 const PROBE_MAX: Duration = Duration::from_secs(3);
 
+/// What had arrived before a line broke is read within this time, on a busy machine too.
+const PROBE_SETTLE: Duration = Duration::from_millis(50);
+
 /// An HTTP/3 connection to a relay. Dropping it closes the connection.
 pub struct H3Carrier {
     engine: Engine,
@@ -285,10 +288,27 @@ impl ClientCarrier for H3Carrier {
     }
 }
 
-/// Closes the connection if nothing arrives for about three round trips.
+/// Closes the connection if it does not answer.
 async fn probe(engine: &noq::Connection) {
-    let received = || engine.stats().udp_rx.datagrams;
-    let before = received();
+    let mut alive = answers(engine).await;
+    if alive {
+        // That may have been in the socket already when the line broke.
+        sleep(PROBE_SETTLE).await;
+        alive = answers(engine).await;
+    }
+    if !alive {
+        let reason = b"no answer after a change of network";
+        adapter::close(engine, Code::H3_NO_ERROR, reason);
+    }
+}
+
+/// Whether an acknowledgement arrives within about three round trips.
+async fn answers(engine: &noq::Connection) -> bool {
+    let acknowledged = || {
+        let frames = engine.stats().frame_rx;
+        frames.acks + frames.path_acks
+    };
+    let before = acknowledged();
     let mut rtt = Duration::ZERO;
     for path in paths(engine) {
         rtt = rtt.max(path.stats().rtt);
@@ -299,17 +319,13 @@ async fn probe(engine: &noq::Connection) {
     let deadline = Instant::now() + patience;
     // The engine tells nobody of acknowledgements, so they are looked for.
     let step = (rtt / 4).clamp(Duration::from_millis(1), Duration::from_millis(20));
-    while engine.close_reason().is_none() {
-        if received() > before {
-            return;
-        }
+    while engine.close_reason().is_none() && acknowledged() == before {
         if Instant::now() >= deadline {
-            let reason = b"no answer after a change of network";
-            adapter::close(engine, Code::H3_NO_ERROR, reason);
-            return;
+            return false;
         }
         sleep(step).await;
     }
+    true
 }
 
 /// The connection failed, or the other end does not speak HTTP/3 as it should.
