@@ -21,6 +21,11 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
+    /// For after an attempt in vain: at once is for a carrier that was lost.
+    pub(super) const fn not_found() -> Self {
+        Self { waits: 1 }
+    }
+
     /// The wait before the next attempt: a random one between half and all of what is due, so that
     /// the clients of a relay that went away do not all come back in the same instant. `random` is
     /// equally distributed.
@@ -33,11 +38,6 @@ impl Backoff {
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
         let half = FIRST_DELAY.saturating_mul(factor).min(MAX_DELAY) / 2;
         half + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
-    }
-
-    /// The next attempt is made at once again.
-    pub(super) fn reset(&mut self) {
-        self.waits = 0;
     }
 }
 
@@ -57,8 +57,7 @@ mod tests {
                 0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000, 30000
             ]
         );
-        backoff.reset();
-        assert_eq!(backoff.next(0), Duration::ZERO);
+        let mut backoff = Backoff::not_found();
         assert_eq!(backoff.next(0), FIRST_DELAY / 2);
         for _ in 0..100 {
             assert!(backoff.next(0) <= MAX_DELAY / 2);
@@ -68,7 +67,7 @@ mod tests {
     #[test]
     fn it_lies_between_half_and_all_of_it() {
         for random in [0, 1, u32::MAX / 2, u32::MAX] {
-            let wait = Backoff { waits: 1 }.next(random);
+            let wait = Backoff::not_found().next(random);
             assert!((FIRST_DELAY / 2..=FIRST_DELAY).contains(&wait), "{wait:?}");
         }
     }

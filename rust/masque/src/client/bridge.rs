@@ -12,7 +12,9 @@ use std::{
     time::Instant,
 };
 
-use anyreach_net::{Injector, TunnelSend, TunnelSendError, canonical};
+use anyreach_net::{
+    Injector, TunnelSend, TunnelSendError, canonical, is_possible_peer, is_synthetic,
+};
 use anyreach_wire::{
     capsule::Capsule,
     context::{ContextId, Head},
@@ -39,6 +41,9 @@ pub enum RemoteError {
     /// The relay has no address of that family.
     #[error("the relay does not send to that address family")]
     Family,
+    /// It is the address of no host.
+    #[error("it is not the address of a host")]
+    NoRemote,
     /// The tunnel was made for one target, and this is another.
     #[error("the tunnel leads to another target")]
     OtherTarget,
@@ -114,6 +119,9 @@ impl Bridge {
         if state.closed {
             return Err(RemoteError::Closed);
         }
+        if !is_remote(remote) {
+            return Err(RemoteError::NoRemote);
+        }
         if self.target.is_some_and(|target| target != remote) {
             return Err(RemoteError::OtherTarget);
         }
@@ -128,7 +136,7 @@ impl Bridge {
             }
         }
         let found = state.remotes.dialed(remote, now)?;
-        self.note(&mut state, &found, remote);
+        self.note(&found, remote);
         if let Some(live) = &mut state.live {
             live.register(remote, now);
         }
@@ -197,17 +205,13 @@ impl Bridge {
         state.live = None;
     }
 
-    /// Keeps the directory up to date with what adding a remote did, and closes the context of one
-    /// that was forgotten.
-    fn note(&self, state: &mut State, found: &Found, remote: SocketAddr) {
-        if let Some((index, gone)) = found.evicted {
+    /// Keeps the directory up to date with what adding a remote did. The context of one that was
+    /// forgotten stays, and closes when it is idle: a flood of sources must not become a flood of
+    /// capsules.
+    fn note(&self, found: &Found, remote: SocketAddr) {
+        if let Some(index) = found.evicted {
             Counters::bump(&self.counters.remotes_evicted);
             self.view.remove(index);
-            if let Some(live) = &mut state.live
-                && let Some(capsule) = live.contexts.close(gone)
-            {
-                live.send(&[capsule]);
-            }
         }
         if found.added {
             self.view.insert(found.index, remote);
@@ -282,9 +286,13 @@ impl Bridge {
         payload: Bytes,
         now: Instant,
     ) -> Delivery {
+        if !is_remote(remote) {
+            Counters::bump(&self.counters.recv_unknown);
+            return Delivery::Nowhere;
+        }
         match state.remotes.source(remote, now) {
             Ok(found) => {
-                self.note(state, &found, remote);
+                self.note(&found, remote);
                 Delivery::To(found.index, payload)
             }
             Err(RemotesFull) => {
@@ -307,6 +315,11 @@ impl Bridge {
             Counters::add(&self.counters.received_bytes, length);
         }
     }
+}
+
+/// Whether a peer can have this canonical address. One of our own making means nothing to a relay.
+fn is_remote(addr: SocketAddr) -> bool {
+    is_possible_peer(addr) && !is_synthetic(addr.ip())
 }
 
 impl State {

@@ -2,10 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::{
-    sync::{Notify, watch},
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{Notify, watch};
 
 use super::{
     state::State,
@@ -18,7 +15,7 @@ use crate::carrier::ClientCarrier;
 pub(super) struct Control {
     pub(super) states: watch::Sender<State>,
     closing: watch::Sender<bool>,
-    retry: Notify,
+    hurry: Notify,
     /// What to try for a better carrier than the one there is.
     better: watch::Sender<Option<Plan>>,
     route: Mutex<Route>,
@@ -37,7 +34,7 @@ impl Control {
         Self {
             states: watch::Sender::new(State::Connecting),
             closing: watch::Sender::new(false),
-            retry: Notify::new(),
+            hurry: Notify::new(),
             better: watch::Sender::new(None),
             route: Mutex::new(route),
             carrier: Mutex::new(None),
@@ -53,7 +50,7 @@ impl Control {
     pub(super) fn probe(&self) {
         match self.carrier() {
             Some(carrier) => carrier.probe(),
-            None => self.retry.notify_one(),
+            None => self.hurry.notify_one(),
         }
     }
 
@@ -70,12 +67,9 @@ impl Control {
         self.better.send_replace(None).unwrap_or_default()
     }
 
-    /// Waits until it is time for the next try, or asked for before.
-    pub(super) async fn retry(&self, at: Instant) {
-        tokio::select! {
-            () = self.retry.notified() => {}
-            () = sleep_until(at) => {}
-        }
+    /// Waits until a carrier is to be looked for at once, although there is none yet.
+    pub(super) async fn hurried(&self) {
+        self.hurry.notified().await;
     }
 
     pub(super) fn carrier(&self) -> Option<Arc<dyn ClientCarrier>> {

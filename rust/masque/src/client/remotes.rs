@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyreach_net::canonical;
+use rustc_hash::FxHashMap;
 
 /// Remotes one tunnel remembers: twice the contexts it may have, so that those beyond (which cost
 /// 19 bytes more a datagram) are not forgotten at once. At 100 bytes each, cheap.
@@ -75,15 +76,16 @@ pub(super) struct Found {
     pub(super) index: u32,
     /// It was not there before.
     pub(super) added: bool,
-    /// This one had to go for it.
-    pub(super) evicted: Option<(u32, SocketAddr)>,
+    /// This number had to go for it.
+    pub(super) evicted: Option<u32>,
 }
 
 /// Remotes by number and by address. Numbers are not used twice, so a late datagram for a remote
 /// that was forgotten cannot reach another one.
 #[derive(Debug, Default)]
 pub(super) struct Remotes {
-    by_index: HashMap<u32, Remote>,
+    /// The numbers are ours, so that nobody can make them collide.
+    by_index: FxHashMap<u32, Remote>,
     by_addr: HashMap<SocketAddr, u32>,
     next: u32,
 }
@@ -173,7 +175,7 @@ impl Remotes {
     }
 
     /// Forgets the one that was used least recently, of those not in use.
-    fn evict(&mut self, now: Instant) -> Option<(u32, SocketAddr)> {
+    fn evict(&mut self, now: Instant) -> Option<u32> {
         let (&index, _) = self
             .by_index
             .iter()
@@ -181,7 +183,7 @@ impl Remotes {
             .min_by_key(|(_, remote)| remote.last)?;
         let remote = self.by_index.remove(&index)?;
         self.by_addr.remove(&remote.addr);
-        Some((index, remote.addr))
+        Some(index)
     }
 }
 
@@ -237,7 +239,7 @@ mod tests {
         }
         let found = remotes.source(addr(MAX_REMOTES), later).expect("room");
         assert_eq!(found.index as usize, MAX_REMOTES);
-        assert_eq!(found.evicted, Some((3, addr(3))));
+        assert_eq!(found.evicted, Some(3));
         assert_eq!(remotes.addr(3), None);
         assert!(remotes.sending(3, SHORT, later).is_none());
         let back = remotes.source(addr(3), later).expect("room");
@@ -261,7 +263,7 @@ mod tests {
         let found = remotes
             .dialed(addr(MAX_REMOTES), later + Duration::from_millis(1))
             .expect("room");
-        assert_ne!(found.evicted.expect("one had to go").0, 0);
+        assert_ne!(found.evicted.expect("one had to go"), 0);
         assert_eq!(remotes.in_use(later), [addr(MAX_REMOTES), addr(0)]);
     }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyreach_net::MuxHandle;
 use anyreach_quic::tls::crypto_provider;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     backoff::{Backoff, STABLE_AFTER},
@@ -75,9 +75,7 @@ impl Supervisor {
     }
 
     async fn keep_up(&self) -> Closed {
-        let mut backoff = Backoff::default();
-        // At once is for a carrier that was lost, not for one that was not found.
-        backoff.next(0);
+        let mut backoff = Backoff::not_found();
         let mut history = History::default();
         loop {
             let plan = self.control.route().plan.clone();
@@ -85,6 +83,11 @@ impl Supervisor {
                 biased;
                 () = self.control.closing() => return closed_here(),
                 raced = self.race(plan) => raced,
+                // The attempts under way began in another network.
+                () = self.control.hurried() => {
+                    backoff = Backoff::not_found();
+                    continue;
+                }
             };
             let attempts = match raced {
                 Ok(won) => {
@@ -93,7 +96,7 @@ impl Supervisor {
                         return closed_here();
                     };
                     if begun.elapsed() >= STABLE_AFTER || history.carriers == 1 {
-                        backoff.reset();
+                        backoff = Backoff::default();
                     }
                     history.lost = Some(error);
                     Vec::new()
@@ -116,7 +119,8 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 () = self.control.closing() => return closed_here(),
-                () = self.control.retry(retry_at) => {}
+                () = self.control.hurried() => backoff = Backoff::not_found(),
+                () = sleep_until(retry_at) => {}
             }
             if self.socket.local_addr().is_err() {
                 return closed_here();

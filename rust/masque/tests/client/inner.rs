@@ -11,7 +11,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     fake::{FakeDialer, Line, RelayEnd, Way, target},
-    supervision::{is_up, is_up_again},
+    scene::{is_up, is_up_again},
     switch::Switch,
 };
 

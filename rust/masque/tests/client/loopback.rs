@@ -1,135 +1,17 @@
 //! The real thing on loopback: nodes, a relay, and the carriers between them.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyreach_masque::{
     carrier::CarrierKind,
-    client::{Dialers, Purpose, RelayTarget, Tunnel, TunnelOptions, Tunnels},
-    relay::{Relay, RelayConfig},
-    server::{Listeners, RelayServer},
+    client::{Purpose, State},
 };
-use anyreach_quic::{Connection, Endpoint, EndpointConfig, Identity, https::TcpTls};
-use anyreach_wire::uri_template::Host;
 
 use crate::{
     inner::{LONG, pattern, transferred, within},
-    supervision::{is_closed, is_down, is_up, is_up_again},
+    lab::{LOOPBACK, Node, RelayNode, dialed_from_outside, endpoint},
+    scene::{is_closed, is_down, is_up, is_up_again},
 };
-
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-fn endpoint(adjust: impl FnOnce(&mut EndpointConfig)) -> Endpoint {
-    let mut config = EndpointConfig::new((LOOPBACK, 0).into());
-    adjust(&mut config);
-    Endpoint::bind(Arc::new(Identity::generate().unwrap()), config).unwrap()
-}
-
-/// A node that relays.
-struct RelayNode {
-    endpoint: Endpoint,
-    relay: Relay,
-    server: Option<RelayServer>,
-    tcp: SocketAddr,
-}
-
-impl RelayNode {
-    fn new(serve_h3: bool) -> Self {
-        let endpoint = endpoint(|config| config.serve_h3 = serve_h3);
-        let relay = Relay::new(RelayConfig {
-            allow_targets: vec!["127.0.0.0/8".parse().unwrap()],
-            ..RelayConfig::default()
-        });
-        relay.set_public_addresses(vec![LOOPBACK]);
-        relay.set_node_addresses(vec![endpoint.local_addr()]);
-        let mut this = Self {
-            endpoint,
-            relay,
-            server: None,
-            tcp: (LOOPBACK, 0).into(),
-        };
-        this.start();
-        this
-    }
-
-    /// Opens for clients, on the TCP port of before.
-    fn start(&mut self) {
-        let listeners = Listeners {
-            tcp: Some(self.tcp),
-            ..Listeners::default()
-        };
-        let server = RelayServer::start(&self.endpoint, &self.relay, listeners).unwrap();
-        self.tcp = server.tcp_addr().unwrap();
-        self.server = Some(server);
-    }
-
-    /// Ends all carriers.
-    fn stop(&mut self) {
-        self.server = None;
-    }
-
-    fn target(&self) -> RelayTarget {
-        let peer = Some(self.endpoint.identity().peer_id());
-        let host = Host::parse("127.0.0.1").unwrap();
-        let mut target = RelayTarget::node(peer, host, self.tcp.port(), &[]);
-        target.udp = vec![self.endpoint.local_addr()];
-        target.tcp = vec![self.tcp];
-        target
-    }
-}
-
-/// A node with a tunnel.
-struct Node {
-    endpoint: Endpoint,
-    tunnel: Tunnel,
-    _tunnels: Tunnels,
-}
-
-impl Node {
-    fn begin(relay: &RelayNode, plan: &[(CarrierKind, u64)], purpose: Purpose) -> Self {
-        let endpoint = endpoint(|_| ());
-        let tunnels = Tunnels::new(endpoint.socket().clone());
-        endpoint.set_directory(tunnels.directory());
-        let tls = TcpTls::new(endpoint.identity(), false).unwrap();
-        let dialers = Arc::new(Dialers::new(endpoint.clone(), &tls));
-        let options = TunnelOptions {
-            target: relay.target(),
-            plan: plan
-                .iter()
-                .map(|&(kind, ms)| (kind, Duration::from_millis(ms)))
-                .collect(),
-            purpose,
-            persist: false,
-        };
-        let tunnel = tunnels.open(dialers, options).unwrap();
-        Self {
-            endpoint,
-            tunnel,
-            _tunnels: tunnels,
-        }
-    }
-
-    async fn new(relay: &RelayNode, carrier: CarrierKind) -> Self {
-        let node = Self::begin(relay, &[(carrier, 0)], Purpose::Bind);
-        within(is_up(&node.tunnel)).await;
-        node
-    }
-
-    fn public(&self) -> SocketAddr {
-        self.tunnel.public_addresses()[0]
-    }
-}
-
-/// Dials `bob` from a node without a tunnel, by its address at the relay.
-async fn dialed_from_outside(outside: &Endpoint, bob: &Node) -> (Connection, Connection) {
-    let peer = bob.endpoint.identity().peer_id();
-    let dial = outside.dial(bob.public(), Some(peer), LONG);
-    let (dialed, accepted) = within(async { tokio::join!(dial, bob.endpoint.accept()) }).await;
-    (dialed.unwrap().connection, accepted.unwrap())
-}
 
 async fn reachable_by(carrier: CarrierKind) {
     let relay = RelayNode::new(true);
@@ -221,10 +103,9 @@ async fn a_relay_that_is_gone_is_looked_for() {
     let bob = Node::new(&relay, CarrierKind::H2).await;
     relay.stop();
     let mut states = bob.tunnel.states();
-    let tried = within(states.wait_for(|state| {
-        use anyreach_masque::client::State;
-        matches!(state, State::Down(down) if !down.attempts.is_empty())
-    }));
+    let tried = within(
+        states.wait_for(|state| matches!(state, State::Down(down) if !down.attempts.is_empty())),
+    );
     let state = format!("{:?}", &*tried.await.unwrap());
     assert!(
         state.contains("refused") || state.contains("unreachable"),
@@ -246,25 +127,12 @@ async fn without_http_3_the_race_goes_to_http_2() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_relay_than_expected_is_refused_by_name() {
     let (relay, other) = (RelayNode::new(true), RelayNode::new(true));
-    let plan = [(CarrierKind::H3, 0), (CarrierKind::H2, 0)];
-    let bob = Node::begin(&relay, &plan, Purpose::Bind);
-    within(is_up(&bob.tunnel)).await;
-    drop(bob);
-
-    let endpoint = endpoint(|_| ());
-    let tunnels = Tunnels::new(endpoint.socket().clone());
-    let tls = TcpTls::new(endpoint.identity(), false).unwrap();
     let mut target = other.target();
-    target.peer = Some(relay.endpoint.identity().peer_id());
-    let options = TunnelOptions {
-        target,
-        plan: plan.map(|(kind, _)| (kind, Duration::ZERO)).to_vec(),
-        purpose: Purpose::Bind,
-        persist: false,
-    };
-    let dialers = Arc::new(Dialers::new(endpoint, &tls));
-    let tunnel = tunnels.open(dialers, options).unwrap();
-    let closed = within(is_closed(&tunnel)).await;
+    target.peer = relay.target().peer;
+    let plan = [(CarrierKind::H3, 0), (CarrierKind::H2, 0)];
+    let node = Node::by(target, &plan, Purpose::Bind, |_, dialers| dialers);
+    let tunnel = &node.tunnel;
+    let closed = within(is_closed(tunnel)).await;
     assert_eq!(closed.attempts.len(), 2);
     for attempt in &closed.attempts {
         assert_eq!(attempt.reason, "peer-id-mismatch", "{attempt}");

@@ -3,9 +3,13 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod fake;
+mod handover;
 mod inner;
+mod lab;
 mod loopback;
+mod middle;
 mod races;
+mod scene;
 mod supervision;
 mod switch;
 mod tunnels;

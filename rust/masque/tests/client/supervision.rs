@@ -1,109 +1,24 @@
 //! A tunnel and the carriers that come and go below it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anyreach_masque::{
     carrier::{CarrierKind, Close},
-    client::{
-        ANYREACH_LEASE, Closed, Down, FIRST_DELAY, MAX_DELAY, Purpose, STABLE_AFTER, State, Tunnel,
-        TunnelOptions, Tunnels, Up,
-    },
+    client::{ANYREACH_LEASE, FIRST_DELAY, MAX_DELAY, STABLE_AFTER, State},
 };
-use anyreach_net::{BindOptions, IpMode, NodeSocket, bind};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout},
+use tokio::time::Instant;
+
+use crate::{
+    fake::{FakeDialer, RELAY, Sent, Way, relay_address, target},
+    scene::{Scene, is_closed, is_down, is_up, is_up_again, up},
 };
-
-use crate::fake::{FakeDialer, Log, RELAY, RelayEnd, Sent, Way, relay_address, target};
-
-/// A socket without an engine, and tunnels on it.
-pub(crate) struct Scene {
-    pub(crate) tunnels: Tunnels,
-    _socket: NodeSocket,
-}
-
-impl Scene {
-    pub(crate) fn new() -> Self {
-        let bound = bind(&BindOptions {
-            addr: ([127, 0, 0, 1], 0).into(),
-            ip_mode: IpMode::Dual,
-            allow_ipv4_mapped: true,
-            buffer_bytes: 1 << 20,
-        });
-        let socket = NodeSocket::new(bound.unwrap()).unwrap();
-        Self {
-            tunnels: Tunnels::new(socket.handle()),
-            _socket: socket,
-        }
-    }
-
-    pub(crate) fn open(
-        &self,
-        dialer: Arc<FakeDialer>,
-        adjust: impl FnOnce(&mut TunnelOptions),
-    ) -> Tunnel {
-        let mut options = TunnelOptions {
-            target: target(),
-            plan: vec![(CarrierKind::H3, Duration::ZERO)],
-            purpose: Purpose::Bind,
-            persist: false,
-        };
-        adjust(&mut options);
-        self.tunnels.open(dialer, options).unwrap()
-    }
-}
-
-/// A tunnel that is up, and the relay's end of it.
-pub(crate) async fn up(
-    ways: impl IntoIterator<Item = Way>,
-) -> (Scene, Tunnel, mpsc::UnboundedReceiver<RelayEnd>, Log) {
-    let (dialer, log, opened) = FakeDialer::in_turn(ways);
-    let scene = Scene::new();
-    let tunnel = scene.open(dialer, |_| ());
-    is_up(&tunnel).await;
-    (scene, tunnel, opened, log)
-}
-
-async fn state(tunnel: &Tunnel, wanted: impl FnMut(&State) -> bool) -> State {
-    let mut states = tunnel.states();
-    let state = timeout(Duration::from_secs(120), states.wait_for(wanted)).await;
-    state.expect("in time").unwrap().clone()
-}
-
-pub(crate) async fn is_up(tunnel: &Tunnel) -> Arc<Up> {
-    match state(tunnel, |state| matches!(state, State::Up(_))).await {
-        State::Up(up) => up,
-        _ => unreachable!(),
-    }
-}
-
-pub(crate) async fn is_down(tunnel: &Tunnel) -> Arc<Down> {
-    match state(tunnel, |state| matches!(state, State::Down(_))).await {
-        State::Down(down) => down,
-        _ => unreachable!(),
-    }
-}
-
-pub(crate) async fn is_closed(tunnel: &Tunnel) -> Arc<Closed> {
-    match state(tunnel, |state| matches!(state, State::Closed(_))).await {
-        State::Closed(closed) => closed,
-        _ => unreachable!(),
-    }
-}
-
-/// Up for the time `carriers`.
-pub(crate) async fn is_up_again(tunnel: &Tunnel, carriers: u32) -> Arc<Up> {
-    match state(
-        tunnel,
-        |state| matches!(state, State::Up(up) if up.carriers >= carriers),
-    )
-    .await
-    {
-        State::Up(up) => up,
-        _ => unreachable!(),
-    }
-}
 
 fn addresses(of: &[&str]) -> Vec<SocketAddr> {
     of.iter().map(|one| one.parse().unwrap()).collect()
@@ -292,31 +207,49 @@ async fn persistence_is_for_who_asks() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_asks_the_carrier_and_ends_the_wait_for_one() {
-    let ways = [
-        Way::good(),
-        Way::dead(0),
-        Way::dead(0),
-        Way::dead(0),
-        Way::good(),
-    ];
-    let (scene, tunnel, mut opened, _) = up(ways).await;
+    let works = Arc::new(AtomicBool::new(true));
+    let now = works.clone();
+    let (dialer, log, mut opened) = FakeDialer::new(move |_, _| match now.load(Relaxed) {
+        true => Way::good(),
+        false => Way::dead(0),
+    });
+    let scene = Scene::new();
+    let tunnel = scene.open(dialer, |_| ());
+    is_up(&tunnel).await;
     let end = opened.recv().await.unwrap();
     scene.tunnels.probe();
     assert_eq!(end.line.probes(), 1);
+
+    works.store(false, Relaxed);
     end.line.cut("gone");
-    let mut states = tunnel.states();
-    let tried = |state: &State| matches!(state, State::Down(down) if !down.attempts.is_empty());
-    states.wait_for(tried).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(tunnel.up().is_none());
+    works.store(true, Relaxed);
     let begun = Instant::now();
-    while tunnel.up().is_none() {
-        tunnel.probe();
-        states.changed().await.unwrap();
-    }
-    assert!(
-        begun.elapsed() <= Duration::from_millis(5),
-        "{:?}",
-        begun.elapsed()
-    );
+    tunnel.probe();
+    is_up_again(&tunnel, 2).await;
+    assert!(begun.elapsed() <= Duration::from_millis(5));
+
+    // If that was too early, the next tries come soon.
+    works.store(false, Relaxed);
+    opened.recv().await.unwrap().line.cut("gone");
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    log.take();
+    tunnel.probe();
+    tokio::time::sleep(FIRST_DELAY * 7).await;
+    assert!(log.take().len() >= 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_begins_a_race_anew() {
+    let ways = [Way::after(9_000, 0), Way::good()];
+    let (dialer, log, _opened) = FakeDialer::in_turn(ways);
+    let scene = Scene::new();
+    let tunnel = scene.open(dialer, |_| ());
+    log.until("h3 dial").await;
+    tunnel.probe();
+    is_up(&tunnel).await;
+    assert!(log.now() < 10);
 }
 
 #[tokio::test(start_paused = true)]
@@ -410,87 +343,4 @@ async fn a_new_route_counts_from_the_next_carrier_and_the_relay_stays_who_it_is(
     opened.recv().await.unwrap().line.cut("gone");
     let up = is_up_again(&tunnel, 2).await;
     assert_eq!(up.carrier, CarrierKind::H2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_better_carrier_takes_over_while_the_other_goes_on() {
-    let (dialer, log, mut opened) = FakeDialer::new(|kind, _| match kind {
-        CarrierKind::H3 => Way::after(100, 100),
-        _ => Way::good(),
-    });
-    let scene = Scene::new();
-    let tunnel = scene.open(dialer, |options| options.plan[0].0 = CarrierKind::H2);
-    is_up(&tunnel).await;
-    let mut former = opened.recv().await.unwrap();
-    assert_eq!(former.capsule().await.context().get(), 2);
-    let remote = "198.51.100.5:700".parse().unwrap();
-    let synthetic = tunnel.synthetic(remote).unwrap();
-    log.take();
-
-    tunnel.improve(vec![(CarrierKind::H3, Duration::ZERO)]);
-    let up = is_up_again(&tunnel, 2).await;
-    assert_eq!((up.carrier, up.lost.clone()), (CarrierKind::H3, None));
-    let mut better = opened.recv().await.unwrap();
-    assert_eq!(former.field(ANYREACH_LEASE), better.field(ANYREACH_LEASE));
-    // The remotes move over, then the former request is ended and its connection closed.
-    assert_eq!(better.capsule().await.context().get(), 2);
-    assert_eq!(better.capsule().await.context().get(), 4);
-    assert_eq!(tunnel.synthetic(remote), Ok(synthetic));
-    assert_eq!(former.line.ended().await, "closed by the client");
-    assert_eq!(former.drain().last(), Some(&Sent::End(Close::Done)));
-    let what: Vec<String> = log.take().into_iter().map(|(_, what)| what).collect();
-    assert_eq!(what, ["h3 dial", "h3 request", "h2 closed"]);
-    assert!(!better.line.is_cut());
-    // Its end is the end of the carrier from now on.
-    better.line.cut("gone");
-    assert_eq!(is_up_again(&tunnel, 3).await.carrier, CarrierKind::H2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_relay_may_end_the_former_carrier_first() {
-    let (dialer, log, mut opened) = FakeDialer::new(|kind, _| match kind {
-        CarrierKind::H3 => Way::after(0, 100),
-        _ => Way::good(),
-    });
-    let scene = Scene::new();
-    let tunnel = scene.open(dialer, |options| options.plan[0].0 = CarrierKind::H2);
-    is_up(&tunnel).await;
-    let former = opened.recv().await.unwrap();
-    tunnel.improve(vec![(CarrierKind::H3, Duration::ZERO)]);
-    log.until("h3 request").await;
-    let mut states = tunnel.states();
-    former.input.closed("taken over".into());
-    states.changed().await.unwrap();
-    let State::Up(up) = states.borrow().clone() else {
-        panic!("it was never down");
-    };
-    assert_eq!((up.carrier, up.carriers), (CarrierKind::H3, 2));
-}
-
-#[tokio::test(start_paused = true)]
-async fn looking_for_a_better_carrier_in_vain_changes_nothing() {
-    let (dialer, log, mut opened) = FakeDialer::new(|kind, _| match kind {
-        CarrierKind::H3 => Way::dead(50),
-        _ => Way::good(),
-    });
-    let scene = Scene::new();
-    let tunnel = scene.open(dialer, |options| options.plan[0].0 = CarrierKind::H2);
-    is_up(&tunnel).await;
-    let end = opened.recv().await.unwrap();
-    for _ in 0..3 {
-        log.take();
-        tunnel.improve(vec![(CarrierKind::H3, Duration::ZERO)]);
-        log.until("h3 dial").await;
-        tokio::time::sleep(Duration::from_millis(60)).await;
-    }
-    assert_eq!(tunnel.up().unwrap().carriers, 1);
-    assert!(!end.line.is_cut());
-    // And without a better one in sight, the end is the end.
-    tunnel.improve(vec![(CarrierKind::H3, Duration::ZERO)]);
-    end.line.cut("gone");
-    let up = is_up_again(&tunnel, 2).await;
-    assert_eq!(
-        (up.carrier, up.lost.as_deref()),
-        (CarrierKind::H2, Some("gone"))
-    );
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::{
     fake::{FakeDialer, RELAY, RelayEnd, Sent, Way},
-    supervision::{Scene, is_up, is_up_again, up},
+    scene::{Scene, is_up, is_up_again, up},
 };
 
 const UNCOMPRESSED: ContextId = ContextId::from_u32(2);
@@ -188,19 +188,40 @@ async fn past_the_limit_of_remotes_strangers_make_room_for_strangers() {
 }
 
 #[tokio::test]
-async fn who_is_forgotten_has_its_context_closed() {
+async fn a_flood_of_sources_is_no_flood_of_capsules() {
     let (_scene, tunnel, mut opened, _) = up([Way::good()]).await;
     let mut end = opened.recv().await.unwrap();
     greeted(&mut end).await;
     end.input.capsule(assign(1, Some(remote(0)))).unwrap();
     end.input.datagram(in_context(1, &payload(1))).unwrap();
     end.capsule().await;
-    for number in 1..=MAX_REMOTES {
+    for number in 1..10 * MAX_REMOTES {
         let datagram = uncompressed(remote(number), &payload(1));
         end.input.datagram(datagram).unwrap();
     }
-    assert_eq!(tunnel.counters().remotes_evicted, 1);
-    assert_eq!(end.capsule().await, Capsule::CompressionClose(id(1)));
+    assert_eq!(tunnel.counters().remotes_evicted as usize, 9 * MAX_REMOTES);
+    assert_eq!(end.drain(), []);
+    // Its context is as good as before, but it is another number now.
+    end.input.datagram(in_context(1, &payload(1))).unwrap();
+    let number = tunnel.number();
+    let back = SyntheticAddr::new(number, 10 * MAX_REMOTES as u32);
+    assert_eq!(tunnel.remote_of(back), Some(remote(0)));
+    assert_eq!(tunnel.remote_of(SyntheticAddr::new(number, 0)), None);
+}
+
+#[tokio::test]
+async fn what_no_host_can_have_is_no_remote() {
+    let (_scene, tunnel, mut opened, _) = up([Way::good()]).await;
+    let mut end = opened.recv().await.unwrap();
+    greeted(&mut end).await;
+    let ours = SyntheticAddr::new(1, 1).socket_addr();
+    let bad = ["0.0.0.0:1", "224.0.0.1:5", "198.51.100.7:0"].map(|text| text.parse().unwrap());
+    for addr in bad.into_iter().chain([ours]) {
+        assert_eq!(tunnel.synthetic(addr), Err(RemoteError::NoRemote));
+        end.input.datagram(uncompressed(addr, &payload(1))).unwrap();
+    }
+    assert_eq!(tunnel.counters().recv_unknown, 4);
+    assert_eq!(tunnel.remotes(), 0);
 }
 
 #[tokio::test]
