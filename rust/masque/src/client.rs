@@ -31,7 +31,6 @@ pub use self::{
     directory::TunnelDirectory,
     race::{CARRIER_TIMEOUT, Won, race},
     remotes::{MAX_REMOTES, REMOTE_IDLE, RemotesFull},
-    request::ANYREACH_LEASE,
     state::{Closed, Down, State, Up},
     target::{Attempt, CarrierDialer, Credentials, Dialed, Plan, RelayTarget, Trust},
     tunnel::{Purpose, Tunnel, TunnelOptions, Tunnels},

@@ -189,7 +189,78 @@ impl Remotes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Source(usize),
+        Dial(usize),
+        /// To the remote that was numbered so many before the last.
+        Send(u32, u8),
+        Wait(u16),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let remote = 0..3 * MAX_REMOTES;
+        prop_oneof![
+            8 => remote.clone().prop_map(Op::Source),
+            1 => remote.prop_map(Op::Dial),
+            4 => (0..64_u32, 0..12_u8).prop_map(|(back, times)| Op::Send(back, times)),
+            1 => (0..2_000_u16).prop_map(Op::Wait),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn numbers_mean_one_remote_for_ever_and_nobody_in_use_is_forgotten(
+            ops in proptest::collection::vec(op(), 0..2_000),
+        ) {
+            let mut now = Instant::now();
+            let mut remotes = Remotes::default();
+            let mut given: HashMap<u32, SocketAddr> = HashMap::new();
+            let mut gone: HashSet<u32> = HashSet::new();
+            for op in ops {
+                let in_use = remotes.in_use(now);
+                let (found, number) = match op {
+                    Op::Source(number) => (remotes.source(addr(number), now), number),
+                    Op::Dial(number) => (remotes.dialed(addr(number), now), number),
+                    Op::Send(back, times) => {
+                        if let Some(index) = (given.len() as u32).checked_sub(back + 1) {
+                            for _ in 0..times {
+                                let there = remotes.sending(index, SHORT, now).is_some();
+                                prop_assert_eq!(there, !gone.contains(&index));
+                            }
+                        }
+                        continue;
+                    }
+                    Op::Wait(ms) => {
+                        now += Duration::from_millis(ms.into());
+                        continue;
+                    }
+                };
+                prop_assert!(remotes.len() <= MAX_REMOTES);
+                match found {
+                    Ok(found) => {
+                        prop_assert_eq!(remotes.addr(found.index), Some(addr(number)));
+                        let before = given.insert(found.index, addr(number));
+                        prop_assert_eq!(before.is_none(), found.added);
+                        if let Some(index) = found.evicted {
+                            prop_assert!(!in_use.contains(&given[&index]));
+                            prop_assert!(gone.insert(index));
+                        }
+                        prop_assert!(!gone.contains(&found.index));
+                    }
+                    Err(RemotesFull) => prop_assert_eq!(in_use.len(), MAX_REMOTES),
+                }
+            }
+        }
+    }
 
     const SHORT: &[u8] = &[0x40; 30];
     const LONG: &[u8] = &[0xc0; 30];

@@ -18,11 +18,8 @@ use crate::{
     carrier::{CarrierError, ClientCarrier},
     contexts::Mode,
     https::token::{Audience, issue},
+    relay::ANYREACH_LEASE,
 };
-
-/// Asks a relay of ours for the same bound socket as before, if it still has it: 32 hexadecimal
-/// digits the client has chosen at random. Other proxies ignore it.
-pub const ANYREACH_LEASE: &str = "anyreach-lease";
 
 /// Bytes of a lease: enough that nobody guesses another's.
 const LEASE_LEN: usize = 16;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyreach_masque::{
     carrier::{CarrierKind, Close},
-    client::{ANYREACH_LEASE, State},
+    client::State,
+    relay::ANYREACH_LEASE,
 };
 
 use crate::{

@@ -11,7 +11,8 @@ use std::{
 
 use anyreach_masque::{
     carrier::{CarrierKind, Close},
-    client::{ANYREACH_LEASE, FIRST_DELAY, MAX_DELAY, STABLE_AFTER, State},
+    client::{FIRST_DELAY, MAX_DELAY, STABLE_AFTER, State},
+    relay::ANYREACH_LEASE,
 };
 use tokio::time::Instant;
 
