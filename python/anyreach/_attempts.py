@@ -64,6 +64,13 @@ class AttemptLog:
         if record in self._records:
             self._records.remove(record)
 
+    def replace(self, record: Record, reason: str, detail: str) -> None:
+        """As :meth:`end`, in place of an earlier attempt of the same kind at the same address."""
+        same = (record.address, record.method, reason)
+        self._records = [r for r in self._records if (r.address, r.method, r.reason) != same]
+        self._records.append(record)
+        self.end(record, reason, detail)
+
     def clear(self) -> None:
         """Nothing had to be tried."""
         self._records.clear()
