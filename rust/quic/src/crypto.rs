@@ -3,6 +3,7 @@
 
 mod activity;
 pub mod https;
+mod hushed;
 mod retry;
 mod session;
 mod tap;

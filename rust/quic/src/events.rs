@@ -53,7 +53,7 @@ pub enum Event {
         /// place), `better` (another path is used), `roamed` (the address of the path in use has
         /// changed), or the last one of `established` and `abandoned`.
         reason: &'static str,
-        /// If a path was given up because it died: how long it had been silent.
+        /// After a failover: how long the path that is gone had been silent.
         silent: Option<Duration>,
     },
     /// The peer said how it can be reached; see [`Connection::reach`]. Several announcements may be

@@ -5,7 +5,13 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use anyreach_quic::{Connection, Endpoint, Event, PathOptions, RelayHint};
 use common::{LONG, endpoint, endpoint_with, line::Line, within};
@@ -80,12 +86,32 @@ async fn paths(connection: &Connection, expected: &[u32]) {
 struct Seen {
     /// The longest time without new data.
     gap: Duration,
-    /// When it ended.
+    /// What arrived.
     bytes: usize,
 }
 
-/// Sends a pattern from one end to the other until `until` bytes have arrived, checked.
+/// Sends a pattern from one end to the other until `until` bytes have arrived, checked; `midway` runs
+/// when a quarter of them has, and the gap counts from there.
 async fn transfer(from: &Connection, to: &Connection, until: usize, midway: impl FnOnce()) -> Seen {
+    let act = Mutex::new(Some(midway));
+    let meanwhile = |at: usize| {
+        let mut act = act.lock().unwrap();
+        let due = at > until / 4 && act.is_some();
+        if due && let Some(act) = act.take() {
+            act();
+        }
+        (due, at >= until)
+    };
+    pour(from, to, meanwhile).await
+}
+
+/// Sends a pattern until `meanwhile`, asked with each chunk, says so (the second); the gap counts
+/// anew when it says so (the first).
+async fn pour(
+    from: &Connection,
+    to: &Connection,
+    meanwhile: impl Fn(usize) -> (bool, bool),
+) -> Seen {
     let byte = |at: usize| (at % 251) as u8;
     let block: Vec<u8> = (0..251 * 256).map(byte).collect();
     let (mut send, _) = from.open_stream(false).await.unwrap();
@@ -94,9 +120,9 @@ async fn transfer(from: &Connection, to: &Connection, until: usize, midway: impl
         while send.write_all(&block).await.is_ok() {}
     });
     let (_, mut recv) = to.accept_stream(false).await.unwrap();
-    let (mut at, mut midway) = (0, Some(midway));
+    let mut at = 0;
     let (mut last, mut gap) = (Instant::now(), Duration::ZERO);
-    while at < until {
+    loop {
         let chunk = within(recv.read_chunk(usize::MAX)).await.unwrap().unwrap();
         assert!(
             chunk
@@ -107,11 +133,12 @@ async fn transfer(from: &Connection, to: &Connection, until: usize, midway: impl
         at += chunk.len();
         gap = gap.max(last.elapsed());
         last = Instant::now();
-        if at > until / 4
-            && let Some(act) = midway.take()
-        {
-            act();
+        let (anew, enough) = meanwhile(at);
+        if anew {
             gap = Duration::ZERO;
+        }
+        if enough {
+            break;
         }
     }
     let _ = recv.stop(0u32.into());
@@ -155,7 +182,7 @@ async fn a_sender_moves_to_the_other_path() {
         }
         let teller = [&lab.alice, &lab.bob][sender];
         let silent = failover_told(teller).await.unwrap();
-        assert!(silent >= Duration::from_millis(150), "{silent:?}");
+        assert!(silent >= Duration::from_millis(100), "{silent:?}");
     }
 }
 
@@ -163,10 +190,14 @@ async fn a_sender_moves_to_the_other_path() {
 async fn both_directions_at_once() {
     let lab = Lab::new().await;
     let [alice, bob] = &lab.ends;
-    let (forth, back) = tokio::join!(
-        transfer(alice, bob, 16 << 20, || lab.direct.cut()),
-        transfer(bob, alice, 16 << 20, || ())
-    );
+    let over = AtomicBool::new(false);
+    let forth = async {
+        let seen = transfer(alice, bob, 16 << 20, || lab.direct.cut()).await;
+        over.store(true, Ordering::Relaxed);
+        seen
+    };
+    let back = pour(bob, alice, |_| (false, over.load(Ordering::Relaxed)));
+    let (forth, back) = tokio::join!(forth, back);
     println!("both: {:?} and {:?} without data", forth.gap, back.gap);
     assert!(forth.gap < GAP && back.gap < GAP);
     for end in &lab.ends {

@@ -183,6 +183,25 @@ impl Connection {
         }
     }
 
+    /// Closes a path that is dead. False if it was closed already, or is the last one.
+    pub(crate) fn close_dead_path(&self, id: PathId) -> bool {
+        let Some(path) = self.engine().path(id) else {
+            return false;
+        };
+        // First, so that not one acknowledgement slips through.
+        self.0.activity.hushed.add(path_number(id));
+        let closed = path.close().is_ok();
+        if !closed {
+            self.path_discarded(id);
+        }
+        closed
+    }
+
+    /// The engine has forgotten a path.
+    pub(crate) fn path_discarded(&self, id: PathId) {
+        self.0.activity.hushed.remove(path_number(id));
+    }
+
     /// Closes a path; what was under way on it comes again on another one. False if there is no such
     /// path, or no other.
     pub fn close_path(&self, id: u32) -> bool {

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::Connection;
 use crate::{
     PeerId,
+    config::MAX_PATHS,
     paths::choice::{Candidate, Ranking},
 };
 
@@ -68,6 +69,9 @@ pub struct PathSnapshot {
 /// Path events the engine keeps for a slow listener, and then some.
 const MISSED_PATHS: u32 = 64;
 
+/// Paths remembered, open or about to be, before those only the peer has spoken of are left out.
+const MAX_RECORDS: usize = 4 * MAX_PATHS as usize;
+
 /// What is known of each path beyond what the engine knows, and what is wanted of them.
 #[derive(Debug)]
 pub(super) struct PathTable {
@@ -101,6 +105,13 @@ impl PathRecord {
             peer_standby: false,
             observed: None,
             untold: None,
+        }
+    }
+
+    fn opening() -> Self {
+        Self {
+            established: None,
+            ..Self::new()
         }
     }
 }
@@ -302,7 +313,10 @@ impl Connection {
 
     /// The peer wants the path as a standby, or not any more.
     pub(crate) fn path_wanted_by_peer(&self, id: PathId, status: PathStatus) {
-        if let Some(record) = self.0.paths.lock().get_mut(&id) {
+        let mut records = self.0.paths.lock();
+        // It often says so before the first packet by the path is here. The numbers are its choice.
+        if records.len() < MAX_RECORDS || records.contains_key(&id) {
+            let record = records.entry(id).or_insert_with(PathRecord::opening);
             record.peer_standby = status == PathStatus::Backup;
         }
     }
@@ -324,10 +338,7 @@ impl Connection {
         standby: bool,
     ) {
         let mut records = self.0.paths.lock();
-        let record = records.entry(id).or_insert(PathRecord {
-            established: None,
-            ..PathRecord::new()
-        });
+        let record = records.entry(id).or_insert_with(PathRecord::opening);
         record.hint = Some((address, hint));
         record.standby = standby;
     }

@@ -1,14 +1,18 @@
-//! Wakes whoever watches a connection when packets are sealed or opened, and costs next to nothing
-//! while nobody sleeps.
+//! What the packet keys of a connection share with whoever watches over it: they wake it when
+//! packets are sealed or opened, which costs next to nothing while nobody sleeps.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
+use super::hushed::Hushed;
+
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
     asleep: AtomicBool,
     stirred: Notify,
+    /// Paths about which nothing is acknowledged any more.
+    pub(crate) hushed: Hushed,
 }
 
 impl Activity {

@@ -53,6 +53,7 @@ impl PacketKey for OneRttKey {
     fn encrypt(&self, path_id: PathId, packet: u64, buf: &mut [u8], header_len: usize) {
         let end = buf.len() - self.key.tag_len();
         let payload = &mut buf[header_len..end];
+        self.activity.hushed.apply(payload);
         observed::correct(payload, |address| self.directory.correction(address));
         if let Some(tap) = &self.tap {
             tap.sealing(path_id, packet, payload);

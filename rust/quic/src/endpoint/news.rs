@@ -26,7 +26,7 @@ pub(super) struct News<'a> {
     sought_throttle: Throttle,
     /// What has happened to the paths, in the words of [`Event::PathsChanged`](crate::Event).
     paths: Option<&'static str>,
-    /// How long a path had been silent when it was given up.
+    /// How long the path in use had been silent when it went.
     silent: Option<Duration>,
     observed: bool,
     reach: bool,
@@ -60,6 +60,7 @@ impl<'a> News<'a> {
             PathEvent::RemoteStatus { id, status, .. } => {
                 self.connection.path_wanted_by_peer(id, status);
             }
+            PathEvent::Discarded { id, .. } => self.connection.path_discarded(id),
             PathEvent::ObservedAddr { id, addr, .. } => self.observed(id, addr),
             _ => {}
         }
@@ -70,10 +71,10 @@ impl<'a> News<'a> {
         self.paths_changed(reason);
     }
 
-    /// A path was given up after such a silence.
-    pub(super) fn died(&mut self, silent: Duration) {
+    /// The path data went by is gone, after such a silence, and another is in its place.
+    pub(super) fn failed_over(&mut self, silent: Duration) {
         self.silent = self.silent.max(Some(silent));
-        self.paths_changed("abandoned");
+        self.paths_changed("failover");
     }
 
     /// Of several changes told as one, the one that matters most gives its name.

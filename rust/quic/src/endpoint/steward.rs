@@ -15,7 +15,6 @@ use noq::{PathId, PathStatus};
 use super::news::News;
 use crate::{
     Connection,
-    connection::path_number,
     paths::{
         choice::{Candidate, choose},
         floor::Floor,
@@ -35,7 +34,7 @@ const REST: Duration = Duration::from_secs(1);
 
 /// A look that comes later than this says nothing about the time before: we were not served, and so
 /// neither were our packets.
-const LATE: Duration = Duration::from_millis(100);
+const LATE: Duration = Duration::from_millis(60);
 
 /// The current path has been silent for so long when another one is used by the peer: it may be
 /// asking whether that one lives, and its acknowledgement would go by the silent one.
@@ -122,14 +121,18 @@ impl<'a> Steward<'a> {
             .looked
             .is_none_or(|looked| now.saturating_duration_since(looked) > LATE);
         self.looked = Some(now);
+        let heard = self.current.and_then(|(id, _)| {
+            let path = self.watched.get(&PathId::from(id))?;
+            Some(path.pulse.heard())
+        });
         let mut candidates = self.candidates(now);
         if late || self.revived {
             for path in self.watched.values_mut() {
-                path.pulse.forgive(now);
+                path.pulse.forgive();
             }
         }
         if candidates.len() > 1 {
-            let closed = self.close_dead(now, news);
+            let closed = self.close_dead(now);
             candidates.retain(|(id, ..)| !closed.contains(id));
             self.echo(now);
         }
@@ -137,8 +140,12 @@ impl<'a> Steward<'a> {
         self.current = self.choose(&candidates);
         if let (Some((old, from)), Some((new, to))) = (before, self.current) {
             let gone = !candidates.iter().any(|(_, path, _)| path.id == old);
-            if old != new {
-                news.switched(if gone { "failover" } else { "better" });
+            if old != new && gone {
+                // Closed by us or by the peer, which may have noticed first.
+                let silent = heard.map(|heard| now.saturating_duration_since(heard));
+                news.failed_over(silent.unwrap_or_default());
+            } else if old != new {
+                news.switched("better");
             } else if from != to {
                 news.switched("roamed");
             }
@@ -178,7 +185,7 @@ impl<'a> Steward<'a> {
 
     /// Asks silent paths for a sign of life, and the others to see whether it is only them; closes
     /// those that are dead.
-    fn close_dead(&mut self, now: Instant, news: &mut News<'_>) -> Vec<PathId> {
+    fn close_dead(&mut self, now: Instant) -> Vec<PathId> {
         let mut closed = Vec::new();
         let mut question = None;
         let ids: Vec<PathId> = self.watched.keys().copied().collect();
@@ -189,27 +196,24 @@ impl<'a> Steward<'a> {
             let Some(since) = path.pulse.unanswered() else {
                 continue;
             };
-            let heard = path.pulse.heard();
-            let (silent, hopeless, ping) = match path.pulse.health(now) {
+            let another_lives = self.watched.iter().any(|(other, living)| {
+                // On a line that stutters all answers are late, and this one may still come.
+                let extra = living.pulse.late_by() * 2;
+                *other != id && living.pulse.heard() > since && path.pulse.outlasted(now, extra)
+            });
+            let (dead, ping) = match path.pulse.health(now) {
                 Health::Good => continue,
-                Health::Suspect { ping } => (false, false, ping),
-                Health::Silent { ping } => (true, false, ping),
-                Health::Hopeless => (true, true, false),
+                Health::Suspect { ping } => (false, ping),
+                Health::Silent { ping } => (another_lives, ping),
+                Health::Hopeless => (true, false),
             };
-            if ping {
-                self.ping(id, now);
-            }
             question = Some(question.map_or(since, |earlier: Instant| earlier.min(since)));
-            let another_lives = self
-                .watched
-                .iter()
-                .any(|(other, path)| *other != id && path.pulse.heard() > since);
             // The engine refuses to close the last one.
-            if silent && (another_lives || hopeless) && self.connection.close_path(path_number(id))
-            {
+            if dead && self.connection.close_dead_path(id) {
                 self.watched.remove(&id);
                 closed.push(id);
-                news.died(now.saturating_duration_since(heard));
+            } else if ping {
+                self.ping(id, now);
             }
         }
         if let Some(since) = question {

@@ -18,6 +18,10 @@ const SILENCE_RTTS: u32 = 3;
 /// By how much a peer may delay an acknowledgement: `max_ack_delay`, RFC 9000 section 18.2.
 const ACK_DELAY: Duration = Duration::from_millis(25);
 
+/// What else an answer may take that is a ping itself: the other side looks at its paths now and
+/// then, and must have found its own silent.
+const ECHO_DELAY: Duration = Duration::from_millis(70);
+
 /// The path is asked when a round trip and the delay of its answer have passed in silence, at least
 /// this long after what was sent.
 const FIRST_PING_FLOOR: Duration = Duration::from_millis(50);
@@ -90,6 +94,10 @@ pub(crate) struct Pulse {
     pinged: Option<Instant>,
     /// When it had been asked often enough.
     asked: Option<Instant>,
+    /// When it was first asked since it was last heard.
+    asked_first: Option<Instant>,
+    /// By how much its last sign of life came later than it should have.
+    late_by: Duration,
 }
 
 impl Pulse {
@@ -102,6 +110,8 @@ impl Pulse {
             pings: 0,
             pinged: None,
             asked: None,
+            asked_first: None,
+            late_by: Duration::ZERO,
         }
     }
 
@@ -116,6 +126,10 @@ impl Pulse {
         let answered = sample.rtt != last.rtt;
         if received || answered {
             self.heard = now;
+            let answer = self.answer_time() + ECHO_DELAY;
+            self.late_by = self.asked_first.take().map_or(Duration::ZERO, |asked| {
+                now.saturating_duration_since(asked).saturating_sub(answer)
+            });
         }
         if answered {
             self.unanswered = None;
@@ -129,9 +143,11 @@ impl Pulse {
         }
     }
 
-    /// Silence so far means nothing: we were not looking ourselves, or it was not this path.
-    pub(crate) fn forgive(&mut self, now: Instant) {
-        self.unanswered = self.unanswered.map(|_| now);
+    /// Silence so far means nothing: we were not looking ourselves, or it was not this path. It owes
+    /// an answer again when something is sent again; pings may wait for the congestion window, which
+    /// is full of what was lost.
+    pub(crate) fn forgive(&mut self) {
+        self.unanswered = None;
         self.reset_pings();
     }
 
@@ -143,6 +159,7 @@ impl Pulse {
     /// The path was asked for a sign of life.
     pub(crate) fn pinged(&mut self, now: Instant) {
         self.pinged = Some(now);
+        self.asked_first.get_or_insert(now);
         if self.unanswered.is_some() {
             self.pings += 1;
             if self.pings == PINGS {
@@ -154,6 +171,29 @@ impl Pulse {
     /// When it last gave a sign of life.
     pub(crate) fn heard(&self) -> Instant {
         self.heard
+    }
+
+    /// By how much its last sign of life came later than it should have: so late may be those of
+    /// other paths.
+    pub(crate) fn late_by(&self) -> Duration {
+        self.late_by
+    }
+
+    /// How long an answer takes at most if all is well.
+    fn answer_time(&self) -> Duration {
+        self.last.rtt + self.last.rtt / 4 + ACK_DELAY
+    }
+
+    /// Silence that means something.
+    fn patience(&self) -> Duration {
+        SILENCE_FLOOR.max(self.last.rtt * SILENCE_RTTS)
+    }
+
+    /// Whether it has been silent for longer than that by so much.
+    pub(crate) fn outlasted(&self, now: Instant, extra: Duration) -> bool {
+        self.unanswered.is_some_and(|unanswered| {
+            now.saturating_duration_since(unanswered) >= self.patience() + extra
+        })
     }
 
     /// When something last came by it.
@@ -182,7 +222,7 @@ impl Pulse {
         };
         let rtt = self.last.rtt;
         let silence = now.saturating_duration_since(unanswered);
-        let answer = rtt + rtt / 4 + ACK_DELAY;
+        let answer = self.answer_time();
         if silence < answer.max(FIRST_PING_FLOOR) {
             return Health::Good;
         }
@@ -191,7 +231,7 @@ impl Pulse {
             .is_some_and(|asked| now.saturating_duration_since(asked) >= answer);
         if asked && silence >= HOPELESS.max(rtt * HOPELESS_RTTS) {
             Health::Hopeless
-        } else if asked && silence >= SILENCE_FLOOR.max(rtt * SILENCE_RTTS) {
+        } else if asked && silence >= self.patience() {
             Health::Silent {
                 ping: self.ping_is_due(now),
             }

@@ -107,10 +107,39 @@ fn a_look_that_came_late_proves_nothing() {
     bench.sample.sent += 1200;
     bench.look();
     bench.now += ms(5000);
-    bench.pulse.forgive(bench.now);
+    bench.pulse.forgive();
     assert_eq!(bench.pulse.health(bench.now), Health::Good);
     let (after, _) = bench.silent_after();
-    assert!(after >= SILENCE_FLOOR - STEP);
+    assert!(after >= SILENCE_FLOOR);
+}
+
+/// A line that stutters delays all answers: what another path took too long is granted to this one.
+#[test]
+fn how_late_an_answer_came_is_remembered() {
+    let mut bench = Bench::new(ms(40));
+    bench.pulse.pinged(bench.now);
+    let asked = bench.now;
+    for _ in 0..20 {
+        bench.look();
+    }
+    bench.sample.rtt += ms(1);
+    bench.look();
+    let late = bench.now - asked - bench.pulse.answer_time() - ECHO_DELAY;
+    assert!(bench.pulse.late_by() >= late && late > ms(200));
+    let mut silent = Bench::new(ms(40));
+    let (after, _) = silent.silent_after();
+    assert!(silent.pulse.outlasted(silent.now, Duration::ZERO));
+    assert!(!silent.pulse.outlasted(silent.now, late));
+    assert!(
+        silent
+            .pulse
+            .outlasted(silent.now + late, after.saturating_sub(ms(150)))
+    );
+    // The next one is in time.
+    bench.pulse.pinged(bench.now);
+    bench.sample.rtt += ms(1);
+    bench.look();
+    assert_eq!(bench.pulse.late_by(), Duration::ZERO);
 }
 
 #[test]
