@@ -76,6 +76,10 @@ class P2pConfigBuilder:
         """Whether the node relays for others."""
         return self._set("serve_relay", enabled)
 
+    def findable(self, enabled: bool) -> Self:
+        """Whether connected peers may tell others where the node is."""
+        return self._set("findable", enabled)
+
     def relay_reservations(self, number: int) -> Self:
         """Reservations to hold at relays while the node cannot be reached from outside."""
         return self._set("relay_reservations", number)

@@ -263,6 +263,7 @@ PARSERS: Final[Mapping[str, _Parser]] = {
     "relay_fallback": _bool,
     "direct": _bool,
     "serve_relay": _bool,
+    "findable": _bool,
     "relay_reservations": _integer(0, 8, "a number"),
     "relay_quota": _quota,
     "relay_allow_targets": _prefixes,

@@ -144,6 +144,7 @@ class Flow:
         # What direct attempts ended with.
         self._answers: dict[SocketAddress, str] = {}
         self._searched = False
+        self._direct = False
         self._changed = asyncio.Event()
         self._asking = False
         # Addresses that wait for the answer on the existing connection, and until when.
@@ -169,6 +170,13 @@ class Flow:
     def elapsed(self) -> float:
         """Seconds since the first caller asked."""
         return self._loop.time() - self._started
+
+    def go_straight(self) -> None:
+        """Dial the peer at its own addresses, which nothing does before."""
+        if not self._direct:
+            self._direct = True
+            self.race.add(self._usable)
+            self._changed.set()
 
     def add(self, hosts: Iterable[HostPort], source: str) -> None:
         """Try these as well; ``source`` says where literal addresses come from."""
@@ -211,7 +219,7 @@ class Flow:
 
     @property
     def direct_addresses(self) -> tuple[SocketAddress, ...]:
-        """The addresses that are the peer's own and can be dialed without a relay."""
+        """The addresses that are the peer's own and that packets can be sent to."""
         return tuple(self._usable)
 
     @property
@@ -460,7 +468,8 @@ class Flow:
                 detail = f"no own {family} address reaches a {scope} one"
                 self._turn_away(address, "unreachable", detail)
         self._usable.update(dict.fromkeys(usable))
-        self.race.add(usable)
+        if self._direct:
+            self.race.add(usable)
 
     def _turn_away(self, address: SocketAddress, reason: str, detail: str) -> None:
         self.log.end(self.log.begin(str(address)), reason, detail)

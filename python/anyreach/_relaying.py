@@ -8,55 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from anyreach import _core
+from anyreach import _proving
 from anyreach._local import from_core, to_core
+from anyreach._proving import Proving
 from anyreach._tunnels import Target, Tunnel, TunnelFailed
 from anyreach.addresses import HostPort, Scope
 from anyreach.backoff import STABLE_AFTER
 from anyreach.events import Relay
 from anyreach.peer import PeerId
-from anyreach.reachability import (
-    Evidence,
-    Inbound,
-    Reachability,
-    SelfProbe,
-    Surroundings,
-    judge,
-)
 from anyreach.relays import RelayCandidate, RelaySituation, Reservation
 from anyreach.scores import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from anyreach import _core
     from anyreach._flow import Waiter
     from anyreach._local import LocalView
+    from anyreach._proving import Contacts
     from anyreach._tunnels import Tunnels
-    from anyreach.addresses import IpAddress, SocketAddress
+    from anyreach.addresses import SocketAddress
     from anyreach.carriers import Carrier
     from anyreach.events import Event
     from anyreach.metrics import Recorder
-    from anyreach.reachability import Family
+    from anyreach.reachability import Family, Reachability
     from anyreach.relays import RelayPolicy, ReservationState
 
-__all__ = ["Contacts", "Relaying"]
+__all__ = ["OUTAGE", "Relaying"]
 
 logger = logging.getLogger(__name__)
-
-MAX_CONTACTS: Final = 4096
-"""IP addresses remembered as contacted. One that was forgotten could only be taken for a
-stranger's, and its NAT mapping is long gone by then."""
-
-PROBE_SECONDS: Final = 3.0
-"""How long a packet to the node itself may take: a handshake across the world and back, with one
-repetition."""
-
-MAX_PROBES: Final = 4
-"""Probes of one address of the node: enough to prove something twice through two relays."""
 
 OUTAGE: Final = 10.0
 """Seconds a tunnel may be down before its reservation is given up. The core reconnects it, and the
@@ -66,21 +49,8 @@ SETTLE: Final = 0.02
 """Seconds to wait for what else changes at the same moment, before deciding and telling peers."""
 
 
-class Core(Protocol):
+class Core(_proving.Core, Protocol):
     """What is needed of :class:`anyreach._core.Endpoint`."""
-
-    def dial(
-        self,
-        ip: str,
-        port: int,
-        peer_id: bytes | None,
-        timeout: float,
-        *,
-        via: _core.Tunnel | None = None,
-        relayed: bool = False,
-    ) -> _core.Dial:
-        """Start an attempt."""
-        ...
 
     def announce(
         self,
@@ -90,25 +60,6 @@ class Core(Protocol):
     ) -> None:
         """Tell all peers where the node can be reached."""
         ...
-
-
-class Contacts:
-    """IP addresses the node has sent something to, so that their answers prove nothing."""
-
-    __slots__ = ("_seen",)
-
-    def __init__(self) -> None:
-        self._seen: OrderedDict[IpAddress, None] = OrderedDict()
-
-    def add(self, ip: IpAddress) -> None:
-        """Something is sent to ``ip``."""
-        self._seen.pop(ip, None)
-        while len(self._seen) >= MAX_CONTACTS:
-            self._seen.popitem(last=False)
-        self._seen[ip] = None
-
-    def __contains__(self, ip: object) -> bool:
-        return ip in self._seen
 
 
 @dataclass(slots=True)
@@ -127,6 +78,7 @@ class _Held:
     since: float
     tunnel: Tunnel | None = None
     reserved: bool = False
+    granted: bool = False
     down_since: float | None = None
     failures: int = 0
     lost_at: float | None = None
@@ -144,7 +96,9 @@ class Relaying:
         wait: awaits a ``poll_*`` method of the core.
         tunnels: its tunnels.
         policy: chooses relays.
-        wanted: reservations to hold while they are needed; 0 for a node nobody is to find.
+        wanted: reservations to hold while they are needed.
+        direct: whether others may reach the node without relays; if not, they are always needed.
+        findable: whether peers may tell others where the node is.
         local: what the node knows about its addresses.
         contacts: whom it has sent something.
         emit: takes the events.
@@ -160,6 +114,8 @@ class Relaying:
         tunnels: Tunnels,
         policy: RelayPolicy,
         wanted: int,
+        direct: bool,
+        findable: bool,
         local: LocalView,
         contacts: Contacts,
         emit: Callable[[Event], None],
@@ -168,36 +124,27 @@ class Relaying:
         self._recorder = recorder
         self._me = me
         self._core = core
-        self._wait = wait
         self._tunnels = tunnels
         self._policy = policy
         self._wanted = wanted
+        self._direct = direct
+        self._findable = findable
         self._local = local
-        self._contacts = contacts
+        self._proving = Proving(core, wait, local=local, contacts=contacts, changed=self.changed)
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._peers: dict[PeerId, _Peer] = {}
         self._held: dict[PeerId, _Held] = {}
         self._scores = Scores()
-        self._evidence = Evidence()
-        self._probed: dict[SocketAddress, int] = {}
-        self._probes: set[asyncio.Task[None]] = set()
         self._announced: object = None
         self._changed = asyncio.Event()
 
     @property
     def reachability(self) -> Reachability:
         """What the evidence says by now."""
-        return judge(
-            Surroundings(
-                host=self._local.host_addresses(),
-                external=self._local.observed.candidates(),
-                nat=self._local.nat(),
-                on_link=self._local.interfaces,
-                udp_blocked=self._udp_blocked(),
-            ),
-            self._evidence,
-        )
+        paths = [path for peer in self._peers.values() for path in peer.core.paths()]
+        blocked = bool(paths) and all(path.method == "relayed" for path in paths)
+        return self._proving.reachability(udp_blocked=blocked)
 
     @property
     def reservations(self) -> int:
@@ -209,12 +156,7 @@ class Relaying:
     def arrived(self, core: _core.Connection, *, known: bool) -> None:
         """A peer is connected; ``known``: the user named it."""
         peer_id = PeerId(core.peer_id)
-        path = next((path for path in core.paths() if path.current), core.first_path)
-        if not core.outbound and path is not None and path.method == "direct":
-            remote = from_core(*path.remote)
-            if remote.ip not in self._contacts:
-                inbound = Inbound(remote, self._loop.time())
-                self._evidence = self._evidence.with_inbound(inbound)
+        self._proving.arrived(core)
         if "relay" in core.capabilities:
             self._peers[peer_id] = _Peer(core, known)
         self.changed()
@@ -225,19 +167,26 @@ class Relaying:
         self.changed()
 
     def changed(self) -> None:
-        """Something else changed: the own addresses, a tunnel."""
+        """Something else changed, such as the own addresses."""
         self._changed.set()
+
+    def tunnels_changed(self) -> None:
+        """A tunnel came up, went down, or has other addresses.
+
+        Peers are told at once: one that is dialed through the tunnel must not take the address it
+        sees for the node's own.
+        """
+        self._announce()
+        self.changed()
 
     def address_gone(self, address: SocketAddress) -> None:
         """Nobody sees the node at ``address`` any more: what was proved there is void."""
-        self._probed.pop(address, None)
-        self._evidence = self._evidence.without(6 if address.version == 6 else 4)
+        self._proving.address_gone(address)
         self.changed()
 
     def network_changed(self) -> None:
         """The node is somewhere else."""
-        self._evidence = Evidence()
-        self._probed.clear()
+        self._proving.network_changed()
         self.changed()
 
     # What is done about it
@@ -256,24 +205,21 @@ class Relaying:
                     continue
                 await asyncio.sleep(SETTLE)
         finally:
-            for task in self._probes:
-                task.cancel()
-            if self._probes:
-                await asyncio.wait(self._probes)
+            await self._proving.end()
 
     def _decide(self) -> float | None:
         now = self._loop.time()
         self._look(now)
         reachability = self.reachability
-        needed = self._wanted if reachability.needs_reservation else 0
+        needed = not self._direct or reachability.needs_reservation
         decision = self._policy.decide(
             RelaySituation(
                 me=self._me,
                 candidates=tuple(self._candidates()),
                 reservations=tuple(self._reservations()),
                 now=now,
-                wanted=needed,
-                cover=reachability.cover,
+                wanted=self._wanted if needed else 0,
+                cover=reachability.cover if self._direct else frozenset((4, 6)),
             )
         )
         if decision.reserve or decision.release:
@@ -318,7 +264,7 @@ class Relaying:
         held = self._held.get(relay)
         if held is None:
             held = self._held[relay] = _Held(relay, now)
-        held.since, held.lost_at, held.reserved = now, None, False
+        held.since, held.lost_at, held.reserved, held.granted = now, None, False, False
         peer = self._peers.get(relay)
         path = None if peer is None else next((p for p in peer.core.paths() if p.current), None)
         if path is None:
@@ -335,18 +281,22 @@ class Relaying:
             logger.info("no reservation at %s: %s", relay, error)
             self._failed(held, now)
             return
+        if held.tunnel.down:
+            held.down_since = now  # somebody else has it still; it gets no longer than after a loss
         self._look(now)
 
     def _release(self, relay: PeerId) -> None:
         held = self._held.pop(relay, None)
         if held is None:
             return
-        if held.tunnel is not None:
-            self._tunnels.release(held.tunnel, self)
-            if not held.tunnel.holders:
-                self._tunnels.close(held.tunnel)
+        self._give_up(held)
         if held.reserved:
             self._lost(held)
+
+    def _give_up(self, held: _Held) -> None:
+        if held.tunnel is not None:
+            self._tunnels.give_up(held.tunnel, self)
+            held.tunnel = None
 
     def _look(self, now: float) -> None:
         """Take in what became of the tunnels."""
@@ -356,6 +306,7 @@ class Relaying:
                 continue
             if tunnel.up:
                 self._is_up(held, tunnel, now)
+                self._proving.probe(held.relay, tunnel)
             elif tunnel.ended:
                 self._failed(held, now)
             elif held.reserved:
@@ -372,7 +323,7 @@ class Relaying:
         if not held.reserved:
             if held.down_since is None:
                 held.since = now
-            held.reserved, held.down_since = True, None
+            held.reserved, held.granted, held.down_since = True, True, None
             self._scores.record(held.relay, "relay", True, now)
         elif held.address == address:
             return
@@ -380,25 +331,19 @@ class Relaying:
         held.families = frozenset(6 if a.version == 6 else 4 for a in public)
         self._recorder.reservation(held.carrier, "reserved")
         self._emit(Relay(held.relay, address, held.carrier, "reserved"))
-        self._probe(held.relay, tunnel)
 
     def _failed(self, held: _Held, now: float) -> None:
         up_until = now if held.down_since is None else held.down_since
-        was_up = held.reserved or held.down_since is not None
-        lasted = was_up and up_until - held.since >= STABLE_AFTER
+        lasted = held.granted and up_until - held.since >= STABLE_AFTER
         held.failures = 1 if lasted else held.failures + 1
         held.lost_at = now
         self._scores.record(held.relay, "relay", False, now)
         if held.reserved:
             self._lost(held)
-        elif not was_up:
+        elif not held.granted:
             self._recorder.reservation(held.carrier, "failed")
         held.reserved, held.down_since = False, None
-        if held.tunnel is not None:
-            self._tunnels.release(held.tunnel, self)
-            if not held.tunnel.holders:
-                self._tunnels.close(held.tunnel)
-            held.tunnel = None
+        self._give_up(held)
 
     def _lost(self, held: _Held) -> None:
         self._recorder.reservation(held.carrier, "lost")
@@ -407,72 +352,20 @@ class Relaying:
     def _is_forgettable(self, held: _Held) -> bool:
         return held.lost_at is not None and held.relay not in self._peers
 
-    # Evidence
-
-    def _probe(self, relay: PeerId, tunnel: Tunnel) -> None:
-        """Send something to ourselves through the relay, for each address we may have outside."""
-        served = {address.version for address in tunnel.public}
-        seen = self._local.observed.candidates()
-        # Peers may have seen one family only.
-        own = [
-            a for a in self._local.host_addresses() if a.version not in {s.version for s in seen}
-        ]
-        for external in (*seen, *own):
-            if external.version not in served or external.scope is not Scope.GLOBAL:
-                continue
-            if self._probed.get(external, 0) >= MAX_PROBES:
-                continue
-            self._probed[external] = self._probed.get(external, 0) + 1
-            task = asyncio.create_task(
-                self._probe_one(relay, tunnel, external), name=f"anyreach-probe {external}"
-            )
-            self._probes.add(task)
-            task.add_done_callback(self._probes.discard)
-
-    async def _probe_one(self, relay: PeerId, tunnel: Tunnel, external: SocketAddress) -> None:
-        dial = self._core.dial(
-            to_core(external), external.port, None, PROBE_SECONDS, via=tunnel.core, relayed=False
-        )
-        reason = "connected"
-        try:
-            await self._wait(dial.poll)
-        except _core.DialFailed as error:
-            reason = error.args[0]
-        finally:
-            dial.cancel()
-        if reason in ("closed", "cancelled"):
-            return  # the tunnel went
-        remote = tunnel.core.remote
-        probe = SelfProbe(
-            6 if external.version == 6 else 4,
-            relay,
-            # Nobody else has this node's key: who answers as this node is this node.
-            arrived=reason == "self",
-            at=self._loop.time(),
-            contacted=remote is None or from_core(*remote).ip in self._contacts,
-        )
-        self._evidence = self._evidence.with_probe(probe)
-        if not probe.arrived and not tunnel.ended:
-            self._probe(relay, tunnel)
-        self.changed()
-
-    def _udp_blocked(self) -> bool:
-        paths = [path for peer in self._peers.values() for path in peer.core.paths()]
-        return bool(paths) and all(path.method == "relayed" for path in paths)
-
     # Telling
 
     def _announce(self) -> None:
-        direct = tuple((to_core(a), a.port) for a in self._local.offer() if _tellable(a))
+        own = self._local.offer() if self._direct else ()
+        direct = tuple((to_core(a), a.port) for a in own if _tellable(a))
+        # Also where nothing is reserved: as long as there is a tunnel, its addresses work.
         bound = tuple(
-            (bytes(held.relay), tuple((a.host, a.port) for a in held.tunnel.public))
-            for held in self._held.values()
-            if held.reserved and held.tunnel is not None
+            (bytes(tunnel.relay), tuple((a.host, a.port) for a in tunnel.public))
+            for tunnel in sorted(self._tunnels, key=lambda tunnel: self not in tunnel.holders)
+            if tunnel.up and tunnel.relay is not None and tunnel.public
         )
-        findable = self._wanted > 0
-        if (direct, bound, findable) != self._announced:
-            self._announced = (direct, bound, findable)
-            self._core.announce(direct, bound, findable)
+        if (direct, bound) != self._announced:
+            self._announced = (direct, bound)
+            self._core.announce(direct, bound, self._findable)
 
 
 def _tellable(address: SocketAddress) -> bool:

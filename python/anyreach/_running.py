@@ -12,8 +12,9 @@ from anyreach._bridge import current_bridge
 from anyreach._flow import Way
 from anyreach._live import Course, Live
 from anyreach._local import LocalView, from_core
+from anyreach._proving import Contacts
 from anyreach._relay_service import RelayService
-from anyreach._relaying import Contacts, Relaying
+from anyreach._relaying import Relaying
 from anyreach._tunnels import Tunnels
 from anyreach._upgrades import Upgrades
 from anyreach._ways import Ways
@@ -107,6 +108,7 @@ class Running:
         policy = config.candidate_policy
         self.local = LocalView(self._bound, self.ip_mode, policy, self._network_changed)
         self._known = KnownPeers(self.me, self._connect_known, self._is_connected, emit)
+        contacts = Contacts()
         self._tunnels = Tunnels(
             self._endpoint,
             self._bridge.wait,
@@ -115,10 +117,11 @@ class Running:
             ca_file=None if config.ca_file is None else str(config.ca_file),
             allow_tls_inspection=config.allow_tls_inspection,
             network=lambda: network_key(self.local.interfaces),
-            changed=lambda _: self._relaying.changed(),
+            used=self._carries_connections,
+            changed=lambda _: self._relaying.tunnels_changed(),
+            contacts=contacts,
             recorder=recorder,
         )
-        contacts = Contacts()
         self._relaying = Relaying(
             self.me,
             self._endpoint,
@@ -126,6 +129,8 @@ class Running:
             tunnels=self._tunnels,
             policy=config.relay_policy,
             wanted=config.relay_reservations if config.relay_fallback else 0,
+            direct=config.direct,
+            findable=config.findable,
             local=self.local,
             contacts=contacts,
             emit=emit,
@@ -149,6 +154,7 @@ class Running:
             direct=config.direct,
             grace=0 if config.prefer == "fast" else config.direct_grace,
             timeout=config.handshake_timeout,
+            contacts=contacts,
         )
         self._dialer = Dialer(
             self.me,
@@ -157,6 +163,7 @@ class Running:
             book=self._book,
             policy=policy,
             local=self.local.candidates,
+            direct=config.direct,
             attempt_delay=config.attempt_delay,
             handshake_timeout=config.handshake_timeout,
             won=self._won,
@@ -175,7 +182,7 @@ class Running:
         self._emit(self.ready())
         self._spawn(self._watch(), "anyreach-events")
         self._spawn(self._relaying.run(), "anyreach-relaying")
-        self._spawn(self._tunnels.run(self._carries_connections), "anyreach-tunnels")
+        self._spawn(self._tunnels.run(), "anyreach-tunnels")
         self._known.expect(self._config.known_peers)
         for entry in self._config.known_peers:
             self._spawn(self._known.keep(entry), f"anyreach-known-peer {entry}")

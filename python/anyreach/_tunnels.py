@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from anyreach import _core
     from anyreach._flow import Waiter
+    from anyreach._proving import Contacts
     from anyreach.addresses import HostPort, IpMode, SocketAddress
     from anyreach.carriers import Carrier, NetworkKey
     from anyreach.metrics import Recorder
@@ -116,6 +117,11 @@ class Tunnel:
         return self.core.state == "up"
 
     @property
+    def down(self) -> bool:
+        """Whether it was up, and may be again."""
+        return self.core.state == "down"
+
+    @property
     def ended(self) -> bool:
         """Whether it will not come back."""
         return self.core.state == "closed"
@@ -163,7 +169,9 @@ class Tunnels:
         ca_file: certificates that may vouch for relays with an ordinary one.
         allow_tls_inspection: whether a proxy may break the TLS to the relay.
         network: names the present network.
+        used: whether connections go through a tunnel.
         changed: told about each change of a tunnel.
+        contacts: told whom something is sent to.
         recorder: counts what they carry.
     """
 
@@ -177,7 +185,9 @@ class Tunnels:
         ca_file: str | None,
         allow_tls_inspection: bool,
         network: Callable[[], NetworkKey],
+        used: Callable[[Tunnel], bool],
         changed: Callable[[Tunnel], None],
+        contacts: Contacts,
         recorder: Recorder,
     ) -> None:
         self._core = core
@@ -187,7 +197,9 @@ class Tunnels:
         self._ca_file = ca_file
         self._allow_tls_inspection = allow_tls_inspection
         self._network = network
+        self._used = used
         self._told = changed
+        self._contacts = contacts
         self._recorder = recorder
         self._memory = CarrierMemory()
         self._tunnels: dict[PeerId | HostPort, Tunnel] = {}
@@ -223,27 +235,36 @@ class Tunnels:
         if not tunnel.holders:
             tunnel.idle_since = asyncio.get_running_loop().time()
 
+    def give_up(self, tunnel: Tunnel, holder: object) -> None:
+        """As :meth:`release`, and close it at once if nobody else needs it."""
+        self.release(tunnel, holder)
+        if not self._is_needed(tunnel):
+            self.close(tunnel)
+
+    def _is_needed(self, tunnel: Tunnel) -> bool:
+        return bool(tunnel.holders) or self._used(tunnel)
+
     def close(self, tunnel: Tunnel) -> None:
         """Close it for everybody."""
         tunnel.core.close()
         self._forget(tunnel)
 
-    async def run(self, used: Callable[[Tunnel], bool]) -> None:
-        """Close those nobody needs any more, until cancelled; ``used`` as for :meth:`sweep`."""
+    async def run(self) -> None:
+        """Close those nobody needs any more, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            self.sweep(used)
+            self.sweep()
 
     def count(self) -> None:
         """Have the recorder count what was carried until now."""
         for tunnel in self:
             self._count(tunnel)
 
-    def sweep(self, used: Callable[[Tunnel], bool]) -> None:
-        """Close what nobody has needed for a while; ``used``: whether connections go through it."""
+    def sweep(self) -> None:
+        """Close what nobody has needed for a while."""
         now = asyncio.get_running_loop().time()
         for tunnel in self:
-            if tunnel.holders or used(tunnel):
+            if self._is_needed(tunnel):
                 tunnel.idle_since = now
             elif now - tunnel.idle_since > IDLE_SECONDS:
                 self.close(tunnel)
@@ -283,6 +304,9 @@ class Tunnels:
         if not addresses and proxy is None:
             detail = "no address of it is known that this node could reach"
             raise TunnelFailed((("", str(target.host), "family", detail, 0.0),))
+        if target.udp:
+            for address in target.addresses:
+                self._contacts.add(address.ip)
         core = self._core.open_tunnel(
             peer_id=None if target.peer_id is None else bytes(target.peer_id),
             host=target.host.host,

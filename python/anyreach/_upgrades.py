@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from anyreach._flow import Waiter, Way
+    from anyreach._proving import Contacts
     from anyreach.addresses import SocketAddress
 
 __all__ = ["Upgrades"]
@@ -68,16 +69,25 @@ class Upgrades:
         direct: whether direct paths are wanted at all.
         grace: seconds ``connect()`` waits for one; ``None`` for the default; 0 for none.
         timeout: seconds one attempt may take.
+        contacts: told whom something is sent to.
     """
 
     def __init__(
-        self, core: Core, wait: Waiter, *, direct: bool, grace: float | None, timeout: float
+        self,
+        core: Core,
+        wait: Waiter,
+        *,
+        direct: bool,
+        grace: float | None,
+        timeout: float,
+        contacts: Contacts,
     ) -> None:
         self._core = core
         self._timeout = timeout
         self._wait = wait
         self._direct = direct
         self._grace = grace
+        self._contacts = contacts
         self._entries: dict[int, _Entry] = {}
 
     def begin(
@@ -155,6 +165,7 @@ class Upgrades:
     async def _try_direct(self, entry: _Entry, address: SocketAddress) -> None:
         with suppress(OSError):  # no such interface any more
             host = to_core(address)
+            self._contacts.add(address.ip)
             start = partial(
                 self._core.open_path,
                 entry.core,
@@ -175,6 +186,8 @@ class Upgrades:
             remotes = {(path.remote, path.via if path.tunnelled else None) for path in paths}
             via = None if way.tunnel is None else way.tunnel.relay
             place = (to_core(way.address), way.address.port)
+            if way.tunnel is None:
+                self._contacts.add(way.address.ip)
             if (place, via) in remotes:
                 continue
             await self._open(

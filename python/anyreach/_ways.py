@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from anyreach._flow import Way
 from anyreach._local import from_core
@@ -42,12 +42,21 @@ MAX_RELAYS: Final = 4
 """Relays of one peer whose addresses are tried; nodes keep two reservations, and a third while
 they replace one."""
 
+ASK_AGAIN: Final = (0.25, 0.5, 1.0)
+"""Seconds after which a peer is asked again. A node that has just joined gets its addresses at
+relays, and tells them, within a few round trips; and a search is over when somebody is reached."""
+
 ASK_SECONDS: Final = 5.0
 """How long a peer has to answer: a few round trips of the slowest lines, on an open connection."""
 
 LAST_RESORT: Final = 1.0
 """Seconds after which a search tries tunnels although nothing says that UDP is blocked: whoever
 answers directly has done so by then, on all but the slowest lines."""
+
+
+_Addresses: TypeAlias = "list[tuple[str, int]]"
+_Answer: TypeAlias = "tuple[tuple[str, int] | None, _Addresses, list[tuple[bytes, _Addresses]]]"
+"""Where the asked peer sees the wanted one, its own addresses, and those at relays."""
 
 
 class Surroundings(Protocol):
@@ -139,20 +148,39 @@ class Ways:
                 return
 
     async def _ask(self, flow: Flow, core: _core.Connection, wanted: PeerId) -> None:
+        """Ask one peer, and again a moment later: who has just joined tells bit by bit."""
+        known: _Answer | None = None
+        for pause in (*ASK_AGAIN, None):
+            answer = await self._question(flow, core, wanted, silent=known is not None)
+            if answer is not None and answer != known:
+                known = answer
+                flow.look(self._use(flow, core, answer), f"anyreach-found {wanted}")
+            if pause is None or (known is None and pause != ASK_AGAIN[0]):
+                return
+            await asyncio.sleep(pause)
+
+    async def _question(
+        self, flow: Flow, core: _core.Connection, wanted: PeerId, *, silent: bool
+    ) -> _Answer | None:
+        """One question; what the peer knows. Failures are attempts, but for ``silent`` ones."""
         helper = PeerId(core.peer_id)
         record = flow.log.begin(f"peer {helper.short}…", "relayed")
         record.reason, record.detail = "no-answer", "it was asked for the peer and has not answered"
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                answer = await self._wait(core.find(bytes(wanted)).poll)
+                status, seen, direct, bound = await self._wait(core.find(bytes(wanted)).poll)
         except (ConnectionLost, TimeoutError):
             flow.log.end(record, "no-answer", "it was asked for the peer and did not answer")
-            return
-        status, seen, direct, bound = answer
-        if status != "ok":
-            flow.log.end(record, "unknown-peer", _REFUSALS.get(status, f"it says {status}"))
-            return
+            return None
         flow.log.forget(record)
+        if status == "ok":
+            return seen, direct, bound
+        if not silent:
+            flow.log.replace(record, "unknown-peer", _REFUSALS.get(status, f"it says {status}"))
+        return None
+
+    async def _use(self, flow: Flow, core: _core.Connection, answer: _Answer) -> None:
+        seen, direct, bound = answer
         remote = next((path for path in core.paths() if path.current), None)
         direct_to_helper = remote is not None and remote.method != "relayed"
         around = Neighbourhood(
@@ -265,17 +293,21 @@ class Ways:
     # To a node by its own relay service
 
     async def detour(self, flow: Flow, host: HostPort) -> None:
-        """Reach whoever is at ``host`` over TCP, if nobody answers there over UDP."""
+        """Reach whoever is at ``host`` over TCP, if nobody answers there over UDP.
+
+        Without direct paths it is the only way there, and over UDP as well.
+        """
         if not self._relayed:
             return
-        await asyncio.sleep(self._delay)
-        if flow.answered(host) is not None:
-            return  # somebody did, and said no
+        if self._direct:
+            await asyncio.sleep(self._delay)
+            if flow.answered(host) is not None:
+                return  # somebody did, and said no
         addresses = await self._addresses(host)
         addresses = tuple(a for a in addresses if a in flow.direct_addresses)
         if not addresses and not self._tunnels.has_proxy(host):
             return
-        target = Target(host, addresses, flow.peer.peer_id, udp=False)
+        target = Target(host, addresses, flow.peer.peer_id, udp=not self._direct)
         tunnel = await self._open(flow, target)
         if tunnel is None:
             return

@@ -47,6 +47,7 @@ class P2pOptions(TypedDict, total=False):
     relay_fallback: bool
     direct: bool
     serve_relay: bool
+    findable: bool
     relay_reservations: int
     relay_quota: int | str | None
     relay_allow_targets: Iterable[str]
@@ -125,12 +126,23 @@ class P2pConfig:
     """Let connections go through a relay when no direct path is found."""
 
     direct: bool = True
-    """Look for direct paths. Off, everything goes through relays, to diagnose them."""
+    """Look for direct paths. Off, everything goes through relays, to diagnose them.
+
+    Known peers are dialed all the same: they are the relays. A node without direct paths holds
+    reservations whether it can be reached or not.
+    """
 
     serve_relay: bool = True
     """Relay for other nodes, within the limits below.
 
     On, because a network in which everybody only takes has no relays. A relay sees ciphertext.
+    """
+
+    findable: bool = True
+    """Let connected peers tell others that ask for this PeerId where the node is.
+
+    They tell nobody who does not know the PeerId, but whoever knows it learns the node's addresses.
+    Off for visitors that only dial, as most commands of the command line are.
     """
 
     relay_reservations: int = 2

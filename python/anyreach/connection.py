@@ -46,6 +46,9 @@ class Path:
         lost_packets: packets declared lost.
         observed: our ``ip:port`` as the peer sees it on this path (OBSERVED_ADDRESS); ``None``
             until it has told.
+        relay: PeerId of the relay a relayed path goes through, as text. ``None`` on other paths,
+            and where it is not known: a peer that sends through a tunnel of its own to where this
+            node can be reached anyway does not say so.
     """
 
     id: int
@@ -63,6 +66,7 @@ class Path:
     received_bytes: int
     lost_packets: int
     observed: str | None
+    relay: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +395,7 @@ def _path(info: _core.PathInfo, sample: _Sample) -> Path:
         received_bytes=info.received_bytes,
         lost_packets=info.lost_packets,
         observed=_host_port(*info.observed) if info.observed else None,
+        relay=str(PeerId(info.via)) if info.via is not None else None,
     )
 
 

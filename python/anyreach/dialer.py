@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from anyreach import _core
     from anyreach._flow import Endpoint, Waiter
-    from anyreach._relaying import Contacts
+    from anyreach._proving import Contacts
     from anyreach._upgrades import Upgrades
     from anyreach._ways import Ways
     from anyreach.address_book import AddressBook
@@ -42,6 +42,7 @@ class Dialer:
         book: where peers were before; the caller enters what it learns.
         policy: which pairs of addresses are worth an attempt.
         local: the node's own candidates now.
+        direct: whether peers may be dialed without relays, known peers aside.
         attempt_delay: seconds between the starts of attempts (RFC 8305 8).
         handshake_timeout: seconds one attempt may take.
         won: told about a connection a race ended with, the seconds it took and what was tried,
@@ -61,6 +62,7 @@ class Dialer:
         book: AddressBook,
         policy: CandidatePolicy,
         local: Callable[[], tuple[Candidate, ...]],
+        direct: bool = True,
         attempt_delay: float,
         handshake_timeout: float,
         won: Callable[[_core.Connection, float, tuple[Attempt, ...]], object],
@@ -75,6 +77,7 @@ class Dialer:
         self.book = book
         self.policy = policy
         self.local = local
+        self.direct = direct
         self.attempt_delay = attempt_delay
         self.handshake_timeout = handshake_timeout
         self.won = won
@@ -91,7 +94,8 @@ class Dialer:
     ) -> _core.Connection:
         """The connection to ``peer``: an existing one, or a new one within ``timeout`` seconds.
 
-        With ``search``, other peers are asked where it is.
+        With ``search``, other peers are asked where it is. Without, it is one that others are
+        found through, and dialed directly in any case.
 
         An existing one is returned only if the peer answers on it, or was heard from a moment
         ago; else it is dialed again. Cancelling the call ends its attempts and closes what they
@@ -177,6 +181,7 @@ class Dialer:
         return self._liveness.is_fresh(connection.id, received, youngest, now)
 
     def _join(self, peer: PeerAddress, existing: _core.Connection | None, *, search: bool) -> Flow:
+        direct = self.direct or not search
         search = search and peer.peer_id is not None and self.ways is not None
         addresses = peer.addresses
         source = "given"
@@ -194,6 +199,8 @@ class Dialer:
                 )
             flow = self._flows[key] = fresh = Flow(self, peer, existing)
             fresh.task.add_done_callback(lambda _: self._forget(key, fresh))
+        if direct:
+            flow.go_straight()
         flow.add(addresses, source)
         if search:
             flow.search()

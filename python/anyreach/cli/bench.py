@@ -70,6 +70,7 @@ async def run(context: Context) -> int:
     async with running_node(
         context,
         bind=options.CLIENT_BIND,
+        defaults=options.VISITOR,
         options={} if args.timeout is None else {"connect_timeout": args.timeout},
     ) as session:
         connection = await session.dial(peer)
@@ -99,6 +100,7 @@ async def run(context: Context) -> int:
                 "datagrams_per_s": None if arrived is None else arrived / max(result.seconds, 1e-9),
                 "cpu_s_per_gb": cpu / gigabytes,
                 "method": path.method if path else None,
+                "relay": path.relay if path else None,
                 "direction": "down" if args.reverse else "up",
                 "bytes": result.octets,
                 "seconds": result.seconds,

@@ -54,6 +54,7 @@ async def run(context: Context) -> int:
     async with running_node(
         context,
         bind=options.CLIENT_BIND,
+        defaults=options.VISITOR,
         options={} if args.timeout is None else {"connect_timeout": args.timeout},
         all_events=args.json,  # people asked about one connection
     ) as session:
@@ -106,7 +107,9 @@ def _report(context: Context, session: Session, connection: Connection, watch: _
     elif path is None:
         error = "the connection has no usable path"
     elif context.args.require == "direct" and path.method == "relayed":
-        error = f"only a relayed path was found, via {path.remote}"
+        error = f"only a relayed path was found, to {path.remote}"
+        if path.relay is not None:
+            error += f" through relay {path.relay[:10]}…"
     session.conclude(
         {
             "event": "result",
@@ -114,6 +117,7 @@ def _report(context: Context, session: Session, connection: Connection, watch: _
             "peer_id": str(connection.peer_id),
             "method": path.method if path else None,
             "remote": path.remote if path else None,
+            "relay": path.relay if path else None,
             "ms": watch.ms,
             "ms_first": watch.ms,
             "ms_direct": watch.ms_direct,
@@ -139,6 +143,7 @@ def _report_failure(
             "peer_id": None if peer.peer_id is None else str(peer.peer_id),
             "method": None,
             "remote": None,
+            "relay": None,
             "ms": milliseconds,
             "ms_first": None,
             "ms_direct": None,

@@ -93,6 +93,7 @@ class Mailroom:
                 "existing": received.existing,
                 "mb_per_s": carried / 1e6 / max(received.seconds, 1e-6),
                 "method": path.method if path else None,
+                "relay": path.relay if path else None,
             }
         )
 

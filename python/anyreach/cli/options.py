@@ -24,6 +24,7 @@ __all__ = [
     "CLIENT_BIND",
     "NODE_BIND",
     "NODE_TCP",
+    "VISITOR",
     "Parser",
     "add_common_options",
     "add_json_option",
@@ -52,6 +53,9 @@ NODE_TCP: Final = "auto"
 
 #: Where every other command listens: any free port.
 CLIENT_BIND: Final = "[::]:0"
+
+#: What commands prefer that dial a peer and end: nobody is to find or use them meanwhile.
+VISITOR: Final[P2pOptions] = {"serve_relay": False, "relay_reservations": 0, "findable": False}
 
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -306,6 +310,8 @@ def _relay_changes(args: argparse.Namespace, config: P2pConfig) -> P2pOptions:
         switches["direct"] = False
     if args.no_serve_relay:
         switches["serve_relay"] = False
+    elif args.tcp is not None or args.https is not None:
+        switches["serve_relay"] = True  # what else would they be for
     if args.allow_tls_inspection:
         switches["allow_tls_inspection"] = True
     if args.https_self_signed:

@@ -59,6 +59,7 @@ async def run(context: Context) -> int:
     async with running_node(
         context,
         bind=options.CLIENT_BIND,
+        defaults=options.VISITOR,
         options={} if args.timeout is None else {"connect_timeout": args.timeout},
     ) as session:
         connection = await session.dial(peer)
@@ -176,6 +177,7 @@ class _Pinger:
                 "rtt_ms": milliseconds,
                 "method": path.method if path else None,
                 "remote": path.remote if path else None,
+                "relay": path.relay if path else None,
             }
         )
         self._settled.set()

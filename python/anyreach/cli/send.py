@@ -46,7 +46,11 @@ _BACKOFF: Final = (0.25, 5.0)
 
 #: A transfer notices a dead connection sooner than the default of 50 s: its data is repeated
 #: all the time anyway, so silence for 12 s means that nobody is there.
-_NODE_DEFAULTS: Final[P2pOptions] = {"idle_timeout": 12.0, "keep_alive_interval": 4.0}
+_NODE_DEFAULTS: Final[P2pOptions] = {
+    **options.VISITOR,
+    "idle_timeout": 12.0,
+    "keep_alive_interval": 4.0,
+}
 
 #: Refusals that concern the peer rather than one file: the others are not even tried.
 _HOPELESS: Final = frozenset({TransferErrorCode.REFUSED, TransferErrorCode.UNSUPPORTED})
@@ -111,6 +115,7 @@ class _Delivery:
         self._peer = peer
         self._connection: Connection | None = None
         self._method: str | None = None
+        self._relay: str | None = None
         self._patience = _GIVE_UP_SECONDS if args.timeout is None else args.timeout
         self._pacer = Pacer(args.limit_rate) if args.limit_rate is not None else None
         self._bar = ProgressBar(forced=args.progress)
@@ -125,9 +130,13 @@ class _Delivery:
         """
         if self._connection is None or self._connection.closed:
             self._connection = await self._session.dial(self._peer)
-        path = self._connection.path
-        self._method = path.method if path else self._method
+        self._note_path()
         return self._connection
+
+    def _note_path(self) -> None:
+        path = None if self._connection is None else self._connection.path
+        if path is not None:
+            self._method, self._relay = path.method, path.relay
 
     async def send(self, path: Path) -> bool:
         """Sends one file; false if there is no point in trying others.
@@ -151,6 +160,7 @@ class _Delivery:
                     raise
                 problem = error
             else:
+                self._note_path()
                 self._tell_sent(sent)
                 return True
             delay = attempt.next_delay()
@@ -229,6 +239,7 @@ class _Delivery:
                 "bytes": totals.octets,
                 "mb_per_s": totals.carried / 1e6 / seconds,
                 "method": self._method,
+                "relay": self._relay,
                 "carried_bytes": totals.carried,
                 "seconds": seconds,
             }

@@ -61,6 +61,12 @@ def _ms(value: object) -> str:
     return f"{value:.1f} ms" if isinstance(value, int | float) else "?"
 
 
+def _method(event: Mapping[str, object]) -> str:
+    """``direct``, or ``relayed through relay 2f6kqzvm3a…``."""
+    relay = event.get("relay")
+    return f"{event['method']} through relay {_short(relay)}" if relay else str(event["method"])
+
+
 def _ready(event: Mapping[str, object], style: _Style) -> str:
     lines = [
         f"PeerId   {style('bold', str(event['peer_id']))}",
@@ -110,13 +116,13 @@ def _connected(event: Mapping[str, object], style: _Style) -> str:
     way = "to" if event["direction"] == "out" else "from"
     return (
         f"{style('green', 'connected')} {way} {_short(event['peer_id'])} at {event['remote']}: "
-        f"{event['method']}, {_ms(event['ms'])}, RTT {_ms(event['rtt_ms'])}, {event['group']}"
+        f"{_method(event)}, {_ms(event['ms'])}, RTT {_ms(event['rtt_ms'])}, {event['group']}"
     )
 
 
 def _path(event: Mapping[str, object], style: _Style) -> str:
     return (
-        f"{style('cyan', 'path')} to {_short(event['peer_id'])} is now {event['method']} "
+        f"{style('cyan', 'path')} to {_short(event['peer_id'])} is now {_method(event)} "
         f"{event['remote']}, RTT {_ms(event['rtt_ms'])} ({event['reason']})"
     )
 
@@ -130,13 +136,13 @@ def _result(event: Mapping[str, object], style: _Style) -> str | None:
         return None  # said on standard error
     return (
         f"{style('green', 'ok')} {event['peer_id']} at {event['remote']}\n"
-        f"   {event['method']} in {_ms(event['ms'])}, RTT {_ms(event['rtt_ms'])}, "
+        f"   {_method(event)} in {_ms(event['ms'])}, RTT {_ms(event['rtt_ms'])}, "
         f"key exchange {event['group']}"
     )
 
 
 def _pong(event: Mapping[str, object], _: _Style) -> str:
-    return f"{event['remote']}: seq={event['seq']} time={_ms(event['rtt_ms'])} {event['method']}"
+    return f"{event['remote']}: seq={event['seq']} time={_ms(event['rtt_ms'])} {_method(event)}"
 
 
 def _lost(event: Mapping[str, object], style: _Style) -> str:
@@ -156,7 +162,7 @@ _SUMMARY_TIMES = ("min_ms", "avg_ms", "p50_ms", "max_ms")
 
 def _bench(event: Mapping[str, object], style: _Style) -> str:
     speed = style("bold", f"{_number(event['mb_per_s']):.1f} MB/s")
-    parts = [f"{speed} {event['direction']}", str(event["method"])]
+    parts = [f"{speed} {event['direction']}", _method(event)]
     if event["datagrams_per_s"] is not None:
         parts.append(f"{_number(event['datagrams_per_s']):.0f} datagrams/s")
     if event["lost_percent"] is not None:
@@ -179,7 +185,7 @@ def _sent(event: Mapping[str, object], _: _Style) -> str:
     noun = "file" if files == 1 else "files"
     rate = rate_text(_number(event["mb_per_s"]) * 1e6) if carried else "nothing to carry"
     size = bytes_text(_number(event["bytes"]))
-    return f"{files} {noun}, {size}, {rate}, {event['method']}, SHA-256 verified"
+    return f"{files} {noun}, {size}, {rate}, {_method(event)}, SHA-256 verified"
 
 
 def _received(event: Mapping[str, object], style: _Style) -> str:

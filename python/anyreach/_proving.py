@@ -1,0 +1,223 @@
+"""Evidence whether others can reach this node by themselves: who came in, and what we sent us.
+
+:class:`Proving` collects it, :mod:`anyreach.reachability` judges it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, Protocol
+
+from anyreach import _core
+from anyreach._local import from_core, to_core
+from anyreach.addresses import Scope
+from anyreach.reachability import (
+    Evidence,
+    Inbound,
+    Reachability,
+    SelfProbe,
+    Surroundings,
+    judge,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyreach._flow import Waiter
+    from anyreach._local import LocalView
+    from anyreach._tunnels import Tunnel
+    from anyreach.addresses import IpAddress, SocketAddress
+    from anyreach.peer import PeerId
+
+__all__ = ["MAX_CONTACTS", "MAX_PROBES", "Contacts", "Proving"]
+
+MAX_CONTACTS: Final = 4096
+"""IP addresses remembered as contacted. One that was forgotten could only be taken for a
+stranger's, and its NAT mapping is long gone by then."""
+
+PROBE_SECONDS: Final = 3.0
+"""How long a packet to the node itself may take: a handshake across the world and back, with one
+repetition."""
+
+MAX_PROBES: Final = 4
+"""Probes of one address of the node: enough to prove something twice through two relays."""
+
+
+class Core(Protocol):
+    """What is needed of :class:`anyreach._core.Endpoint`."""
+
+    def dial(
+        self,
+        ip: str,
+        port: int,
+        peer_id: bytes | None,
+        timeout: float,
+        *,
+        via: _core.Tunnel | None = None,
+        relayed: bool = False,
+    ) -> _core.Dial:
+        """Start an attempt."""
+        ...
+
+
+class Contacts:
+    """IP addresses the node has sent something to, so that their answers prove nothing."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[IpAddress, None] = OrderedDict()
+
+    def add(self, ip: IpAddress) -> None:
+        """Something is sent to ``ip``."""
+        self._seen.pop(ip, None)
+        while len(self._seen) >= MAX_CONTACTS:
+            self._seen.popitem(last=False)
+        self._seen[ip] = None
+
+    def __contains__(self, ip: object) -> bool:
+        return ip in self._seen
+
+
+class Proving:
+    """Collects the evidence of one node.
+
+    Args:
+        core: its endpoint.
+        wait: awaits a ``poll_*`` method of the core.
+        local: what the node knows about its addresses.
+        contacts: whom it has sent something.
+        changed: called when there is more evidence.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        wait: Waiter,
+        *,
+        local: LocalView,
+        contacts: Contacts,
+        changed: Callable[[], None],
+    ) -> None:
+        self._core = core
+        self._wait = wait
+        self._local = local
+        self._contacts = contacts
+        self._changed = changed
+        self._evidence = Evidence()
+        # Through whom each address was probed, as often as it was.
+        self._probed: dict[SocketAddress, list[PeerId]] = {}
+        self._probes: dict[asyncio.Task[None], SocketAddress] = {}
+
+    def reachability(self, *, udp_blocked: bool) -> Reachability:
+        """What the evidence says by now; ``udp_blocked``: whether relays answer over TCP only."""
+        return judge(
+            Surroundings(
+                host=self._local.host_addresses(),
+                external=self._local.observed.candidates(),
+                nat=self._local.nat(),
+                on_link=self._local.interfaces,
+                udp_blocked=udp_blocked,
+            ),
+            self._evidence,
+        )
+
+    def arrived(self, core: _core.Connection) -> None:
+        """A peer is connected. That it came by itself proves something, unless we lured it."""
+        path = next((path for path in core.paths() if path.current), core.first_path)
+        if core.outbound or path is None or path.method != "direct":
+            return
+        remote = from_core(*path.remote)
+        if remote.ip not in self._contacts:
+            now = asyncio.get_running_loop().time()
+            self._evidence = self._evidence.with_inbound(Inbound(remote, now))
+
+    def address_gone(self, address: SocketAddress) -> None:
+        """Nobody sees the node at ``address`` any more: what was proved there is void."""
+        self._probed.pop(address, None)
+        self._cancel(address)
+        self._evidence = self._evidence.without(6 if address.version == 6 else 4)
+
+    def network_changed(self) -> None:
+        """The node is somewhere else."""
+        self._evidence = Evidence()
+        self._probed.clear()
+        for address in set(self._probes.values()):
+            self._cancel(address)
+
+    def probe(self, relay: PeerId, tunnel: Tunnel) -> None:
+        """Send something to ourselves through the relay, for each address we may have outside.
+
+        Once for each address; again, through the same relay, only where nothing arrived.
+        """
+        served = {address.version for address in tunnel.public}
+        seen = self._local.observed.candidates()
+        # Peers may have seen one family only.
+        known = {address.version for address in seen}
+        own = [a for a in self._local.host_addresses() if a.version not in known]
+        for external in (*seen, *own):
+            if external.version not in served or external.scope is not Scope.GLOBAL:
+                continue
+            if relay not in self._probed.get(external, ()):
+                self._start(relay, tunnel, external)
+
+    async def end(self) -> None:
+        """Give up the probes under way."""
+        probes = tuple(self._probes)
+        for task in probes:
+            task.cancel()
+        if probes:
+            await asyncio.wait(probes)
+
+    def _start(self, relay: PeerId, tunnel: Tunnel, external: SocketAddress) -> None:
+        probed = self._probed.setdefault(external, [])
+        if len(probed) >= MAX_PROBES:
+            return
+        probed.append(relay)
+        task = asyncio.create_task(
+            self._probe(relay, tunnel, external), name=f"anyreach-probe {external}"
+        )
+        self._probes[task] = external
+        task.add_done_callback(self._probes.pop)
+
+    def _cancel(self, address: SocketAddress) -> None:
+        for task, probed in self._probes.items():
+            if probed == address:
+                task.cancel()
+
+    async def _probe(self, relay: PeerId, tunnel: Tunnel, external: SocketAddress) -> None:
+        # Looked at before the packet may come back: its answer is sent to the relay.
+        contacted = self._has_contacted(tunnel, external)
+        dial = self._core.dial(
+            to_core(external), external.port, None, PROBE_SECONDS, via=tunnel.core, relayed=False
+        )
+        reason = "connected"
+        try:
+            await self._wait(dial.poll)
+        except _core.DialFailed as error:
+            reason = error.args[0]
+        finally:
+            dial.cancel()
+        if reason in ("closed", "cancelled"):
+            return  # the tunnel went
+        probe = SelfProbe(
+            6 if external.version == 6 else 4,
+            relay,
+            # Nobody else has this node's key: who answers as this node is this node.
+            arrived=reason == "self",
+            at=asyncio.get_running_loop().time(),
+            contacted=contacted,
+        )
+        self._evidence = self._evidence.with_probe(probe)
+        if not probe.arrived and not tunnel.ended:
+            self._start(relay, tunnel, external)
+        self._changed()
+
+    def _has_contacted(self, tunnel: Tunnel, external: SocketAddress) -> bool:
+        """Whether the probe comes from an IP address we have sent something to before."""
+        remote = tunnel.core.remote
+        if remote is None:
+            return True  # behind a proxy; who knows
+        sources = {a.ip for a in tunnel.public if a.version == external.version}
+        return any(ip in self._contacts for ip in (*sources, from_core(*remote).ip))
