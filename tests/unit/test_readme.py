@@ -1,16 +1,45 @@
-"""The Python in the README runs as printed, and so does that in the guide."""
+"""The Python in the README and the guide runs as printed; the tables of the guide are right."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from anyreach import (
+    DefaultRelayPolicy,
+    P2pConfig,
+    RelayCandidate,
+    RelayPolicy,
+    RelaySituation,
+)
+from anyreach.identity import Identity
+from anyreach.metrics import Recorder, exposition
+
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+FIELD_ROW = re.compile(r"^\| (`[a-z_`, ]+`) \| `(.*?)` \| .* \|$", re.MULTILINE)
+METRIC_ROW = re.compile(r"^\| (`[a-z_`, ]+`) \| ([a-z`, ]*)\| .*\|$", re.MULTILINE)
+
+
+def guide() -> str:
+    return (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    _, _, rest = guide().partition(f"\n## {title}\n")
+    assert rest, title
+    return rest.partition("\n## ")[0]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([a-z_]+)`", cell)
 
 
 def programs() -> list[object]:
@@ -45,3 +74,43 @@ def test_the_first_example_says_what_it_should() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "b'hello, whoever you are on the network' from True\n"
+
+
+def test_the_table_of_fields_has_the_defaults() -> None:
+    rows = FIELD_ROW.findall(section("Fields of the configuration that concern relays"))
+    defaults = {spec.name: spec.default for spec in fields(P2pConfig)}
+    told = {name: default for cell, default in rows for name in names(cell)}
+    assert len(told) > 15
+    for name, default in told.items():
+        shown = "DefaultRelayPolicy()" if name == "relay_policy" else repr(defaults[name])
+        assert default == shown, name
+    assert isinstance(defaults["relay_policy"], DefaultRelayPolicy)
+    about_relays = {name for name in defaults if "relay" in name or "proxy" in name}
+    assert about_relays <= told.keys()
+
+
+def test_the_table_of_metrics_has_names_and_labels_there_are() -> None:
+    recorder = Recorder()
+    recorder.reservation("h3", "reserved")
+    recorder.path_switched("relayed", "direct", "better")
+    text = exposition(recorder.snapshot(connections={}, rejected={"relay_target": 1}))
+    rows = METRIC_ROW.findall(section("Finding out why"))
+    assert len(rows) > 8
+    for cell, labels in rows:
+        for name in names(cell):
+            samples = re.findall(rf"^anyreach_{name}(?:_count)?(?:{{(.*)}})? ", text, re.MULTILINE)
+            assert samples, name
+            assert set(re.findall(r"([a-z]+)=", samples[0])) == set(names(labels)), name
+
+
+def test_the_policy_of_the_guide_keeps_its_rule() -> None:
+    (code,) = [code for code in BLOCK.findall(guide()) if "class OnlyKnown" in code]
+    scope: dict[str, Any] = {"__name__": "guide"}
+    exec(code.replace("asyncio.run(main())", ""), scope)
+    policy = scope["OnlyKnown"]()
+    assert isinstance(policy, RelayPolicy)
+    me, near, named = (Identity.generate().peer_id for _ in range(3))
+    candidates = (RelayCandidate(near, rtt=0.001), RelayCandidate(named, rtt=0.1, known=True))
+    situation = RelaySituation(me, candidates, (), now=0.0)
+    assert policy.decide(situation).reserve == (named,)
+    assert DefaultRelayPolicy().decide(situation).reserve == (near, named)
