@@ -24,10 +24,21 @@ use crate::{
 
 type Writable = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
 
+/// Datagrams in one transmit of a connection that has not sent much yet. The engine keeps a buffer
+/// of as many full-sized ones for as long as the connection lives, so a connection that only says
+/// hello and waits is 10 KB lighter than with the batches of a bulk transfer.
+const FEW_SEGMENTS: usize = 2;
+
+/// Full transmits after which a connection is one that sends much: about 20 KB, beyond the longest
+/// flight of a handshake.
+const FULL_TRANSMITS: u8 = 8;
+
 /// Sends transmits of the engine by the route their destination has.
 pub(crate) struct NodeSender {
     shared: Arc<Shared>,
     reader: Reader,
+    /// Transmits so far that were as large as they might be, up to [`FULL_TRANSMITS`].
+    full: u8,
     /// Waits for a full socket. Made only then, so that the usual send allocates nothing.
     writable: Option<Writable>,
 }
@@ -37,8 +48,23 @@ impl NodeSender {
         Self {
             reader: Reader::new(&shared),
             shared,
+            full: 0,
             writable: None,
         }
+    }
+
+    fn note(&mut self, transmit: &Transmit<'_>) {
+        if self.full < FULL_TRANSMITS && segments(transmit) >= FEW_SEGMENTS {
+            self.full += 1;
+        }
+    }
+}
+
+/// Datagrams in a transmit.
+fn segments(transmit: &Transmit<'_>) -> usize {
+    match transmit.segment_size {
+        Some(size) if size > 0 => transmit.contents.len().div_ceil(size),
+        _ => 1,
     }
 }
 
@@ -56,11 +82,14 @@ impl noq::UdpSender for NodeSender {
         transmit: &Transmit<'_>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.note(transmit);
         let Self {
             shared,
             reader,
             writable,
-        } = self.get_mut();
+            ..
+        } = this;
         let destination = canonical(transmit.destination);
         let routes = reader.get(shared);
         if is_synthetic(destination.ip()) {
@@ -97,7 +126,12 @@ impl noq::UdpSender for NodeSender {
     }
 
     fn max_transmit_segments(&self) -> NonZeroUsize {
-        NonZeroUsize::new(self.shared.max_transmit_segments()).unwrap_or(NonZeroUsize::MIN)
+        let most = self.shared.max_transmit_segments();
+        let now = match self.full {
+            FULL_TRANSMITS.. => most,
+            _ => most.min(FEW_SEGMENTS),
+        };
+        NonZeroUsize::new(now).unwrap_or(NonZeroUsize::MIN)
     }
 }
 
