@@ -57,10 +57,13 @@ impl Bridge {
     /// Forgets every token; later ones are dropped. For a loop that has ended.
     fn close(&self) -> Result<(), Failure> {
         let queue = self.0.get()?;
-        *queue.lock() = State {
+        let mut state = queue.lock();
+        *state = State {
             closed: true,
+            waiting: state.waiting,
             ..State::default()
         };
+        drop(state);
         queue.filled.notify_all();
         Ok(())
     }
@@ -88,6 +91,8 @@ struct State {
     awaited: HashSet<u64>,
     /// Tokens that fired and were not taken yet.
     fired: Vec<u64>,
+    /// Threads in [`Queue::wait`]; waking nobody would still be a system call.
+    waiting: usize,
     closed: bool,
 }
 
@@ -108,11 +113,14 @@ impl Queue {
         }
         let was_empty = state.fired.is_empty();
         state.fired.push(token);
+        let waiting = state.waiting > 0;
         drop(state);
         // Whoever filled the empty queue rings; the others' tokens travel along.
         if was_empty {
             self.bell.ring();
-            self.filled.notify_one();
+            if waiting {
+                self.filled.notify_one();
+            }
         }
     }
 
@@ -130,13 +138,15 @@ impl Queue {
     }
 
     fn wait(&self, timeout: Duration) -> bool {
-        let state = self.lock();
-        let (state, _) = self
+        let mut state = self.lock();
+        state.waiting += 1;
+        let (mut state, _) = self
             .filled
             .wait_timeout_while(state, timeout, |state| {
                 state.fired.is_empty() && !state.closed
             })
             .unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
         !state.fired.is_empty()
     }
 

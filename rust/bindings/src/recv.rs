@@ -203,8 +203,14 @@ impl Reader {
             if missing == 0 {
                 return Poll::Ready(Ok(taken));
             }
-            if self.end.is_none() && self.refill(cx).is_ready() {
-                continue;
+            if self.end.is_none() {
+                let refilled = match missing {
+                    BULK.. => self.refill::<BULK_BATCH>(cx),
+                    _ => self.refill::<BATCH>(cx),
+                };
+                if refilled.is_ready() {
+                    continue;
+                }
             }
             // Bytes come before the end.
             return match &self.end {
@@ -216,8 +222,8 @@ impl Reader {
     }
 
     /// Takes a batch of segments, or the end, from the engine.
-    fn refill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut batch = [const { Bytes::new() }; BATCH];
+    fn refill<const N: usize>(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut batch = [const { Bytes::new() }; N];
         let outcome = {
             // The engine keeps the waker of a blocked reader when the future is dropped.
             let read = pin!(self.stream.read_many_chunks(&mut batch));
@@ -232,6 +238,12 @@ impl Reader {
     }
 }
 
-/// Segments taken per lock of the engine. One is a packet's payload, so this is about 40 KiB:
-/// larger batches no longer pay, smaller ones show up as lock traffic in bulk transfers.
-const BATCH: usize = 32;
+/// Segments taken per lock of the engine. One is a packet's payload, so this is about 10 KiB.
+const BATCH: usize = 8;
+
+/// The same for a read of at least [`BULK`] bytes, about 256 KiB. Whoever drives the connection
+/// wants the same lock, so a bulk transfer goes faster the less often it is taken.
+const BULK_BATCH: usize = 192;
+
+/// Bytes still missing from which a read is a bulk read.
+const BULK: usize = 16 * 1024;
