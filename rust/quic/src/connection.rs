@@ -24,7 +24,7 @@ pub use self::{
 use crate::{
     CloseReason, PeerId, code,
     control::Notices,
-    crypto::{Activity, HandshakeInfo},
+    crypto::{Activity, HandshakeInfo, ProvedKey},
     directory::DirectorySlot,
     registry::ConnectionKey,
 };
@@ -38,7 +38,7 @@ struct Inner {
     key: ConnectionKey,
     engine: noq::Connection,
     peer_id: PeerId,
-    public_key: Vec<u8>,
+    public_key: ProvedKey,
     outbound: bool,
     group: &'static str,
     handshake_time: Duration,
@@ -86,7 +86,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Handshake {
     pub(crate) engine: noq::Connection,
     pub(crate) peer_id: PeerId,
-    pub(crate) public_key: Vec<u8>,
+    pub(crate) public_key: ProvedKey,
     pub(crate) group: &'static str,
     pub(crate) outbound: bool,
     pub(crate) time: Duration,

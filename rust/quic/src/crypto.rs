@@ -2,6 +2,7 @@
 //! drives, and the place where packets can be seen in clear.
 
 mod activity;
+mod finished;
 pub mod https;
 mod hushed;
 mod retry;
@@ -11,6 +12,7 @@ pub mod tls;
 mod token_key;
 
 pub(crate) use activity::Activity;
+pub(crate) use finished::ProvedKey;
 pub(crate) use session::HandshakeInfo;
 pub use session::SessionConfig;
 pub use tap::{PacketTap, TapFactory};

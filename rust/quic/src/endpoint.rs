@@ -34,7 +34,7 @@ use crate::{
     arrivals::Arrivals,
     code,
     connection::Handshake,
-    crypto::{HandshakeInfo, TokenKey, tls},
+    crypto::{HandshakeInfo, ProvedKey, TokenKey, tls},
     directory::DirectorySlot,
     error::DialError,
     events::Journal,
@@ -345,13 +345,8 @@ impl Endpoint {
     fn identify(&self, engine: &noq::Connection) -> Result<Identified, DialError> {
         let public_key = engine
             .peer_identity()
-            .and_then(|identity| {
-                identity
-                    .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-                    .ok()
-            })
-            .and_then(|chain| chain.first().map(|spki| spki.to_vec()))
-            .unwrap_or_default();
+            .and_then(|identity| identity.downcast::<ProvedKey>().ok())
+            .map_or_else(|| ProvedKey::from([]), |key| *key);
         let info = engine
             .handshake_data()
             .and_then(|data| data.downcast::<HandshakeInfo>().ok());
@@ -409,7 +404,7 @@ impl Endpoint {
 /// What a handshake has proved.
 struct Identified {
     peer_id: PeerId,
-    public_key: Vec<u8>,
+    public_key: ProvedKey,
     group: &'static str,
 }
 

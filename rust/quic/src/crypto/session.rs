@@ -13,7 +13,7 @@ use noq_proto::{
     transport_parameters::TransportParameters,
 };
 use rustls::{
-    pki_types::{CertificateDer, ServerName},
+    pki_types::ServerName,
     quic::{
         ClientConnection, Connection, DirectionalKeys, KeyChange, Secrets, ServerConnection, Suite,
         Version,
@@ -22,6 +22,7 @@ use rustls::{
 
 use super::{
     activity::Activity,
+    finished::{self, Finished},
     retry,
     tap::{OneRttKey, PacketTap, TapFactory},
     tls,
@@ -81,7 +82,7 @@ impl SessionConfig {
             tap.outgoing_parameters(&mut encoded);
         }
         Ok(Session {
-            inner: connect(encoded)?,
+            tls: Tls::Handshake(Box::new(connect(encoded)?)),
             next_secrets: None,
             told_handshake_data: false,
             initial_suite: self.initial_suite,
@@ -150,7 +151,7 @@ impl crypto::ServerConfig for SessionConfig {
 
 /// One TLS handshake and the keys it yields.
 struct Session {
-    inner: Connection,
+    tls: Tls,
     next_secrets: Option<Secrets>,
     told_handshake_data: bool,
     initial_suite: Suite,
@@ -160,7 +161,22 @@ struct Session {
     activity: Arc<Activity>,
 }
 
+enum Tls {
+    Handshake(Box<Connection>),
+    Finished(Finished),
+}
+
 impl Session {
+    /// Lets go of the TLS library's state once it has nothing left to say.
+    fn finish(&mut self) {
+        if let Tls::Handshake(inner) = &self.tls
+            && !inner.is_handshaking()
+            && self.next_secrets.is_some()
+        {
+            self.tls = Tls::Finished(Finished::new(inner, self.side));
+        }
+    }
+
     fn one_rtt(&self, key: Box<dyn PacketKey>) -> Box<dyn PacketKey> {
         Box::new(OneRttKey {
             key,
@@ -197,24 +213,25 @@ impl crypto::Session for Session {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
         self.told_handshake_data.then(|| {
             Box::new(HandshakeInfo {
-                group: self
-                    .inner
-                    .negotiated_key_exchange_group()
-                    .and_then(|group| group.name().as_str()),
-                h3: self.inner.alpn_protocol() == Some(tls::ALPN_H3),
+                group: match &self.tls {
+                    Tls::Handshake(inner) => finished::group(inner),
+                    Tls::Finished(finished) => finished.group,
+                },
+                h3: match &self.tls {
+                    Tls::Handshake(inner) => inner.alpn_protocol(),
+                    Tls::Finished(finished) => finished.alpn.as_deref(),
+                } == Some(tls::ALPN_H3),
                 activity: self.activity.clone(),
             }) as Box<dyn Any>
         })
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
-        let chain: Vec<CertificateDer<'static>> = self
-            .inner
-            .peer_certificates()?
-            .iter()
-            .map(|cert| cert.clone().into_owned())
-            .collect();
-        Some(Box::new(chain))
+        let key = match &self.tls {
+            Tls::Handshake(inner) => finished::proved_key(inner),
+            Tls::Finished(finished) => finished.key.clone(),
+        };
+        Some(Box::new(key?))
     }
 
     fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
@@ -230,12 +247,19 @@ impl crypto::Session for Session {
     }
 
     fn is_handshaking(&self) -> bool {
-        self.inner.is_handshaking()
+        match &self.tls {
+            Tls::Handshake(inner) => inner.is_handshaking(),
+            Tls::Finished(_) => false,
+        }
     }
 
     fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
-        if let Err(error) = self.inner.read_hs(buf) {
-            let mut reported = match self.inner.alert() {
+        let inner = match &mut self.tls {
+            Tls::Handshake(inner) => inner,
+            Tls::Finished(finished) => return finished.read(buf).map(|()| false),
+        };
+        if let Err(error) = inner.read_hs(buf) {
+            let mut reported = match inner.alert() {
                 Some(alert) => {
                     TransportError::new(TransportErrorCode::crypto(alert.into()), error.to_string())
                 }
@@ -247,14 +271,18 @@ impl crypto::Session for Session {
             reported.crypto = Some(Arc::new(error));
             return Err(reported);
         }
-        let ready = self.inner.alpn_protocol().is_some() || !self.inner.is_handshaking();
+        let ready = inner.alpn_protocol().is_some() || !inner.is_handshaking();
         let first_time = ready && !self.told_handshake_data;
         self.told_handshake_data |= ready;
         Ok(first_time)
     }
 
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
-        let Some(encoded) = self.inner.quic_transport_parameters() else {
+        let encoded = match &self.tls {
+            Tls::Handshake(inner) => inner.quic_transport_parameters(),
+            Tls::Finished(finished) => finished.parameters.as_deref(),
+        };
+        let Some(encoded) = encoded else {
             return Ok(None);
         };
         let mut rewritten;
@@ -274,7 +302,16 @@ impl crypto::Session for Session {
     }
 
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
-        match self.inner.write_hs(buf)? {
+        let Tls::Handshake(inner) = &mut self.tls else {
+            return None;
+        };
+        let Some(change) = inner.write_hs(buf) else {
+            if buf.is_empty() {
+                self.finish();
+            }
+            return None;
+        };
+        match change {
             KeyChange::Handshake { keys: new } => Some(keys(new.local, new.remote)),
             KeyChange::OneRtt { keys: new, next } => {
                 self.next_secrets = Some(next);
@@ -306,7 +343,12 @@ impl crypto::Session for Session {
         label: &[u8],
         context: &[u8],
     ) -> Result<(), ExportKeyingMaterialError> {
-        self.inner
+        // Gone with the TLS library's state: nothing here binds anything to a connection but the
+        // connection itself.
+        let Tls::Handshake(inner) = &self.tls else {
+            return Err(ExportKeyingMaterialError);
+        };
+        inner
             .export_keying_material(output, label, Some(context))
             .map(drop)
             .map_err(|_| ExportKeyingMaterialError)
