@@ -90,7 +90,7 @@ struct Inner {
     ledger: Arc<Ledger>,
     desk: Mutex<Desk>,
     view: Mutex<View>,
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
     accepted: AtomicU64,
     refused: [AtomicU64; RelayStats::REFUSALS.len()],
     taken_over: AtomicU64,
@@ -137,7 +137,7 @@ impl Relay {
             desk: Mutex::new(Desk::new(runtime.clone(), ledger.clone())),
             ledger,
             view: Mutex::default(),
-            lookups: Semaphore::new(resolve::MAX_LOOKUPS),
+            lookups: Arc::new(Semaphore::new(resolve::MAX_LOOKUPS)),
             accepted: AtomicU64::new(0),
             refused: Default::default(),
             taken_over: AtomicU64::new(0),
@@ -254,6 +254,12 @@ impl Inner {
             }
             Err(error) => tracing::warn!(%error, "interfaces cannot be listed"),
         }
+    }
+
+    /// The time, as the quotas have it.
+    fn nanos(&self) -> u64 {
+        // Enough for five hundred years.
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// The tunnel of a session has ended.

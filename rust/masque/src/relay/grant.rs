@@ -76,7 +76,7 @@ impl Inner {
                 scope,
                 meter: Meter {
                     quotas: self.quotas.clone(),
-                    account: self.quotas.account(claim.client),
+                    account: self.quotas.account(claim.client, self.nanos()),
                     epoch: self.epoch,
                 },
                 traffic: self.ledger.open(),

@@ -9,7 +9,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
@@ -27,6 +27,15 @@ const ROUND_NANOS: u64 = 5_000_000;
 /// What a new client may use before the next round: a first flight, which must not be lost only
 /// because others have just been given everything.
 const FIRST_FLIGHT: u64 = 16 << 10;
+
+/// What all new clients together may use like this: one in so many of burst and rate, so that
+/// sessions begun again and again bring nobody more than his share.
+const NEWCOMERS: u64 = 8;
+
+/// Accounts of clients that have gone, kept until what they have used is theirs again. Beyond it
+/// those that owe least are forgotten. At 200 bytes each, and filled only by clients that each use
+/// a good part of their burst.
+const MAX_KEPT: usize = 4096;
 
 /// Whose bytes are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,6 +100,11 @@ impl Bucket {
             })
             .is_ok()
     }
+
+    /// How long it takes until it is full, in nanoseconds.
+    fn fills_in(&self, now: u64) -> u64 {
+        self.full_at.load(Ordering::Relaxed).saturating_sub(now)
+    }
 }
 
 /// One direction of one client.
@@ -116,6 +130,15 @@ impl Account {
             Direction::ToClient => &self.to_client,
         }
     }
+
+    /// How long it takes until nothing is left of what was used.
+    fn fills_in(&self, now: u64) -> u64 {
+        let lanes = [&self.from_client, &self.to_client];
+        lanes
+            .map(|lane| lane.bucket.fills_in(now))
+            .into_iter()
+            .fold(0, u64::max)
+    }
 }
 
 /// Why bytes are not relayed.
@@ -132,7 +155,9 @@ pub(crate) enum OverQuota {
 pub(crate) struct Quotas {
     per_client: Option<Rate>,
     total: Option<Total>,
-    accounts: Mutex<HashMap<ClientKey, Weak<Account>>>,
+    /// Of clients with a tunnel, and of those that had one and have used much. Whoever ends his
+    /// tunnels and comes back must not find his bucket full.
+    accounts: Mutex<HashMap<ClientKey, Arc<Account>>>,
 }
 
 /// The total rate, and when it was last shared out: lanes by direction.
@@ -140,6 +165,25 @@ pub(crate) struct Quotas {
 struct Total {
     rate: Rate,
     next_round: AtomicU64,
+    /// What new clients may use before their first round.
+    newcomers: Bucket,
+}
+
+impl Total {
+    /// The first flight of a new client.
+    fn first_flight(&self, now: u64) -> u64 {
+        let first = self.rate.burst_bytes.min(FIRST_FLIGHT);
+        let rate = Rate {
+            bytes_per_second: (self.rate.bytes_per_second / NEWCOMERS).max(1),
+            burst_bytes: (self.rate.burst_bytes / NEWCOMERS).max(first),
+        };
+        let bytes = usize::try_from(first).unwrap_or(usize::MAX);
+        if self.newcomers.take(rate, bytes, now) {
+            first
+        } else {
+            0
+        }
+    }
 }
 
 impl Quotas {
@@ -149,6 +193,7 @@ impl Quotas {
             total: total.map(|rate| Total {
                 rate,
                 next_round: AtomicU64::new(0),
+                newcomers: Bucket::default(),
             }),
             accounts: Mutex::default(),
         }
@@ -159,20 +204,20 @@ impl Quotas {
         self.per_client.is_none() && self.total.is_none()
     }
 
-    /// The account of a client, shared by all its tunnels.
-    pub(crate) fn account(&self, key: ClientKey) -> Arc<Account> {
+    /// The account of a client, shared by all its tunnels, those before it among them.
+    pub(crate) fn account(&self, key: ClientKey, now: u64) -> Arc<Account> {
         let mut accounts = lock(&self.accounts);
-        if let Some(account) = accounts.get(&key).and_then(Weak::upgrade) {
-            return account;
+        if let Some(account) = accounts.get(&key) {
+            return account.clone();
         }
-        accounts.retain(|_, account| account.strong_count() > 0);
+        forget(&mut accounts, now);
         let account = Arc::new(Account::default());
         if let Some(total) = &self.total {
-            let first = total.rate.burst_bytes.min(FIRST_FLIGHT) as i64;
+            let first = i64::try_from(total.first_flight(now)).unwrap_or(i64::MAX);
             account.from_client.share.store(first, Ordering::Relaxed);
             account.to_client.share.store(first, Ordering::Relaxed);
         }
-        accounts.insert(key, Arc::downgrade(&account));
+        accounts.insert(key, account.clone());
         account
     }
 
@@ -224,7 +269,11 @@ impl Quotas {
         }
         let since = due.saturating_sub(ROUND_NANOS);
         total.next_round.store(now + ROUND_NANOS, Ordering::Relaxed);
-        let live: Vec<_> = accounts.values().filter_map(Weak::upgrade).collect();
+        let live: Vec<_> = accounts
+            .values()
+            .filter(|account| is_used(account))
+            .cloned()
+            .collect();
         drop(accounts);
         let available = total.rate.bytes(now.saturating_sub(since));
         for direction in [Direction::FromClient, Direction::ToClient] {
@@ -234,6 +283,27 @@ impl Quotas {
                 available,
                 total.rate.burst_bytes,
             );
+        }
+    }
+}
+
+/// Whether a client has a tunnel now.
+fn is_used(account: &Arc<Account>) -> bool {
+    Arc::strong_count(account) > 1
+}
+
+/// Forgets clients that have gone: those who owe nothing, and of the others those who owe least.
+fn forget(accounts: &mut HashMap<ClientKey, Arc<Account>>, now: u64) {
+    accounts.retain(|_, account| is_used(account) || account.fills_in(now) > 0);
+    let mut gone: Vec<_> = accounts
+        .iter()
+        .filter(|(_, account)| !is_used(account))
+        .map(|(key, account)| (account.fills_in(now), *key))
+        .collect();
+    if gone.len() > MAX_KEPT {
+        gone.sort_unstable_by_key(|(owed, _)| *owed);
+        for (_, key) in &gone[..gone.len() - MAX_KEPT] {
+            accounts.remove(key);
         }
     }
 }
@@ -272,181 +342,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::IpAddr;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const MS: u64 = 1_000_000;
-    const SECOND: u64 = 1000 * MS;
-
-    fn key(number: u8) -> ClientKey {
-        ClientKey::Peer(PeerId([number; 32]))
-    }
-
-    fn rate(bytes_per_second: u64, burst: u64) -> Option<Rate> {
-        Some(Rate::new(bytes_per_second, burst).expect("above 0"))
-    }
-
-    #[test]
-    fn without_limits_nothing_is_counted() {
-        let quotas = Quotas::new(Rate::new(0, 9), None);
-        assert!(quotas.is_unlimited());
-        let account = quotas.account(key(1));
-        for _ in 0..1000 {
-            assert_eq!(
-                quotas.take(&account, Direction::ToClient, 1 << 16, 0),
-                Ok(())
-            );
-        }
-    }
-
-    #[test]
-    fn a_client_has_one_account_however_many_tunnels() {
-        let quotas = Quotas::new(rate(1000, 1000), None);
-        let (one, two) = (quotas.account(key(1)), quotas.account(key(1)));
-        assert_eq!(quotas.take(&one, Direction::ToClient, 1000, 0), Ok(()));
-        assert_eq!(
-            quotas.take(&two, Direction::ToClient, 1, 0),
-            Err(OverQuota::Client)
-        );
-        assert_eq!(quotas.take(&two, Direction::FromClient, 1000, 0), Ok(()));
-        let other = quotas.account(key(2));
-        assert_eq!(quotas.take(&other, Direction::ToClient, 1000, 0), Ok(()));
-    }
-
-    #[test]
-    fn accounts_go_with_the_last_tunnel() {
-        let quotas = Quotas::new(rate(1, 1), None);
-        for last in 0..100 {
-            let prefix = Prefix::source(IpAddr::from([10, 0, last, 1]));
-            drop(quotas.account(ClientKey::Anonymous(prefix)));
-        }
-        assert!(lock(&quotas.accounts).len() <= 1);
-    }
-
-    #[test]
-    fn a_quiet_relay_gives_one_client_everything() {
-        let quotas = Quotas::new(None, rate(1_000_000, 100_000));
-        let busy = quotas.account(key(1));
-        let _idle: Vec<_> = (2..12).map(|number| quotas.account(key(number))).collect();
-        let mut passed = 0;
-        for step in 0..10_000 {
-            let now = step * SECOND / 1000;
-            if quotas.take(&busy, Direction::FromClient, 1000, now).is_ok() {
-                passed += 1000;
-            }
-        }
-        // Offered 1 MB/s for ten seconds at a total of 1 MB/s.
-        assert!(passed >= 9_000_000, "{passed}");
-    }
-
-    #[test]
-    fn a_new_client_is_heard_between_rounds() {
-        let quotas = Quotas::new(None, rate(1_000_000, 60_000));
-        let busy = quotas.account(key(1));
-        while quotas.take(&busy, Direction::ToClient, 1000, SECOND) == Ok(()) {}
-        let new = quotas.account(key(2));
-        let taken = quotas.take(&new, Direction::ToClient, 1200, SECOND + 1);
-        assert_eq!(taken, Ok(()));
-    }
-
-    #[test]
-    fn a_busy_relay_divides_evenly_and_favours_those_who_want_little() {
-        let quotas = Quotas::new(None, rate(1_000_000, 60_000));
-        // One flood, one that wants 600 kB/s, one that wants 100 kB/s; every millisecond.
-        let wants = [10_000, 600, 100];
-        let accounts: Vec<_> = (0..3).map(|number| quotas.account(key(number))).collect();
-        let mut passed = [0_usize; 3];
-        for step in 0..10_000 {
-            for (client, want) in wants.into_iter().enumerate() {
-                for _ in 0..want / 100 {
-                    let taken = quotas.take(&accounts[client], Direction::ToClient, 100, step * MS);
-                    passed[client] += usize::from(taken.is_ok()) * 100;
-                }
-            }
-        }
-        let per_second = passed.map(|bytes| bytes / 10);
-        assert!(
-            (98_000..=100_000).contains(&per_second[2]),
-            "{per_second:?}"
-        );
-        assert!(
-            (430_000..=470_000).contains(&per_second[1]),
-            "{per_second:?}"
-        );
-        assert!(
-            (430_000..=470_000).contains(&per_second[0]),
-            "{per_second:?}"
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn a_bucket_never_exceeds_burst_and_rate(
-            bytes_per_second in 1_u64..10_000_000,
-            burst in 1_u64..1_000_000,
-            steps in prop::collection::vec((0_u64..50_000_000, 0_usize..70_000), 1..200),
-        ) {
-            let rate = Rate::new(bytes_per_second, burst).expect("above 0");
-            let bucket = Bucket::default();
-            let (mut now, mut passed) = (0, 0_u128);
-            for (pause, bytes) in steps {
-                now += pause;
-                if bucket.take(rate, bytes, now) {
-                    passed += bytes as u128;
-                }
-                let earned = u128::from(bytes_per_second) * u128::from(now) / NANOS_PER_SECOND;
-                // Each cost is rounded down to a nanosecond.
-                let rounding = u128::from(bytes_per_second) * 200 / NANOS_PER_SECOND + 1;
-                prop_assert!(passed <= u128::from(burst) + earned + rounding);
-            }
-        }
-
-        #[test]
-        fn the_total_is_never_exceeded(
-            clients in 1_u8..20,
-            burst in 1_u64..200_000,
-            steps in prop::collection::vec((0_u64..20 * MS, 0_u8..20, 1_usize..2_000), 1..400),
-        ) {
-            let bytes_per_second = 500_000;
-            let quotas = Quotas::new(None, rate(bytes_per_second, burst));
-            let accounts: Vec<_> = (0..clients).map(|number| quotas.account(key(number))).collect();
-            let (mut now, mut passed) = (0, 0);
-            for (pause, client, bytes) in steps {
-                now += pause;
-                let account = &accounts[usize::from(client % clients)];
-                if quotas.take(account, Direction::FromClient, bytes, now).is_ok() {
-                    passed += bytes as u64;
-                }
-                let earned = bytes_per_second * (now + ROUND_NANOS) / SECOND;
-                let overdrawn = u64::from(clients) * (2_001 + FIRST_FLIGHT);
-                prop_assert!(passed <= burst + earned + overdrawn);
-            }
-        }
-
-        #[test]
-        fn dealing_is_fair(
-            held in prop::collection::vec(-2_000_i64..50_000, 1..30),
-            available in 0_i64..500_000,
-            burst in 1_u64..1_000_000,
-        ) {
-            let shares: Vec<_> = held.iter().map(|bytes| AtomicI64::new(*bytes)).collect();
-            deal(&shares.iter().collect::<Vec<_>>(), available, burst);
-            let cap = (burst as i64 / held.len() as i64).max(1);
-            let after: Vec<_> = shares.iter().map(|share| share.load(Ordering::Relaxed)).collect();
-            let given: Vec<_> =
-                held.iter().zip(&after).map(|(before, after)| after - before.min(&cap)).collect();
-            prop_assert!(given.iter().all(|bytes| *bytes >= 0));
-            prop_assert!(given.iter().sum::<i64>() <= available);
-            prop_assert!(after.iter().all(|bytes| *bytes <= cap));
-            // Whoever is not full got no less than anybody else, but for the odd byte.
-            let most = given.iter().max().copied().unwrap_or(0);
-            for (after, given) in after.iter().zip(&given) {
-                prop_assert!(*after == cap || most - given <= 1);
-            }
-        }
-    }
-}
+mod tests;

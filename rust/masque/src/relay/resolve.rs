@@ -1,7 +1,8 @@
 //! From the target of a request to the one address its tunnel sends to.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,7 +15,8 @@ use super::{
     request::Refusal,
 };
 
-/// Names looked up at a time. Each takes a thread of the runtime while it lasts.
+/// Names looked up at a time. Each takes a thread of the runtime for as long as the system's
+/// resolver works on it, whoever still waits: nothing can call it back.
 pub(crate) const MAX_LOOKUPS: usize = 16;
 
 /// Resolves `host` once and picks an address the policy admits and the system has a route to. The
@@ -24,7 +26,7 @@ pub(crate) async fn resolve(
     port: u16,
     policy: &Policy,
     scope: Scope,
-    lookups: &Semaphore,
+    lookups: &Arc<Semaphore>,
     timeout: Duration,
 ) -> Result<SocketAddr, Refusal> {
     let found = match host {
@@ -37,17 +39,26 @@ pub(crate) async fn resolve(
 async fn lookup(
     name: &str,
     port: u16,
-    lookups: &Semaphore,
+    lookups: &Arc<Semaphore>,
     timeout: Duration,
 ) -> Result<Vec<SocketAddr>, Refusal> {
-    let Ok(_permit) = lookups.try_acquire() else {
+    let Ok(permit) = lookups.clone().try_acquire_owned() else {
         return Err(Refusal::new(
             "relay-limit",
             ProxyError::ConnectionLimitReached,
             "too many names are being looked up",
         ));
     };
-    match tokio::time::timeout(timeout, tokio::net::lookup_host((name, port))).await {
+    let name = name.to_owned();
+    // The thread keeps the place. If the future did, requests for slow names that are given up at
+    // once would take all threads of the runtime, and queue up for more.
+    let looking = tokio::task::spawn_blocking(move || {
+        let found = (name.as_str(), port).to_socket_addrs();
+        drop(permit);
+        found
+    });
+    let found = tokio::time::timeout(timeout, looking).await;
+    match found.map(|joined| joined.unwrap_or_else(|error| Err(error.into()))) {
         Ok(Ok(found)) => Ok(found.map(canonical).collect()),
         Ok(Err(error)) => Err(Refusal::new(
             "unreachable",
@@ -102,7 +113,7 @@ mod tests {
     use super::*;
 
     async fn run(host: &str, policy: &Policy) -> Result<SocketAddr, Refusal> {
-        let lookups = Semaphore::new(1);
+        let lookups = Arc::new(Semaphore::new(1));
         let host = Host::parse(host).expect("literal");
         let timeout = Duration::from_secs(30);
         resolve(&host, 40000, policy, Scope::default(), &lookups, timeout).await
@@ -135,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn lookups_are_limited() {
-        let lookups = Semaphore::new(0);
+        let lookups = Arc::new(Semaphore::new(0));
         let host = Host::parse("localhost").expect("literal");
         let policy = loopback_allowed();
         let timeout = Duration::from_secs(30);
@@ -144,5 +155,28 @@ mod tests {
         let address = Host::parse("127.0.0.1").expect("literal");
         let found = resolve(&address, 1, &policy, Scope::default(), &lookups, timeout).await;
         assert!(found.is_ok(), "no lookup needed");
+    }
+
+    /// A request that is reset must not give back what its lookup still uses.
+    #[test]
+    fn a_lookup_nobody_waits_for_keeps_its_place() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let lookups = Arc::new(Semaphore::new(1));
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            // The only thread is busy, as with a resolver that does not answer.
+            let busy = tokio::task::spawn_blocking(move || released.recv());
+            let refused = lookup("localhost", 1, &lookups, Duration::from_millis(1)).await;
+            assert_eq!(refused.expect_err("too slow").reason, "unreachable");
+            let refused = lookup("localhost", 1, &lookups, Duration::from_millis(1)).await;
+            assert_eq!(refused.expect_err("no place").reason, "relay-limit");
+            drop(release);
+            let _ = busy.await;
+            let _free = lookups.acquire().await.expect("open");
+        });
     }
 }

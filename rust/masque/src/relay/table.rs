@@ -161,7 +161,9 @@ impl<S> Table<S> {
         Ok(())
     }
 
-    /// Addresses kept for clients that have gone give way, the one left longest ago first.
+    /// Addresses kept for clients that have gone give way, the one left longest ago first; before
+    /// others do, those of the claim's own network, of which as many are kept as may be in use.
+    /// Whoever makes identities by the dozen only pushes out his own.
     fn make_room(
         &self,
         claim: &Claim,
@@ -174,20 +176,30 @@ impl<S> Table<S> {
         };
         let stays =
             |id: &EntryId, entry: &Entry<S>| entry.claim.kind == claim.kind && !evict.contains(id);
-        let mut count = 0;
+        let (mut count, mut of_source) = (0, 0);
         let mut free = Vec::new();
         for (id, entry) in &self.entries {
             if stays(id, entry) {
+                let foreign = entry.claim.source != claim.source;
                 count += 1;
-                free.extend(entry.free_since.map(|since| (since, *id)));
+                of_source += usize::from(!foreign);
+                free.extend(entry.free_since.map(|since| (foreign, since, *id)));
             }
         }
         let excess = (count + 1_usize).saturating_sub(most);
         if excess > free.len() {
             return Err(Limit::Relay);
         }
+        let own = free.iter().filter(|(foreign, ..)| !foreign).count();
+        let own_excess = (of_source + 1_usize).saturating_sub(config.sessions_per_prefix);
+        let own_excess = own_excess.min(own);
+        // The own ones come first.
         free.sort();
-        evict.extend(free.into_iter().take(excess).map(|(_, id)| id));
+        if own_excess == 0 {
+            free.sort_by_key(|(_, since, id)| (*since, *id));
+        }
+        let going = excess.max(own_excess);
+        evict.extend(free.into_iter().take(going).map(|(.., id)| id));
         Ok(())
     }
 

@@ -191,6 +191,28 @@ fn a_network_of_made_up_identities_gets_what_a_network_may() {
     assert_eq!(relay.open(from(0, Some(1))), Err(Limit::Source));
 }
 
+/// Identities cost nothing: one network that comes and goes with ever new ones must not push out
+/// what is kept for others.
+#[test]
+fn a_network_of_made_up_identities_pushes_out_its_own_leases() {
+    let mut relay = Driver::new(RelayConfig {
+        max_reservations: 20,
+        ..small()
+    });
+    let (honest, socket) = relay.open(claim(1, Some(1))).expect("free");
+    relay.close(honest);
+    for client in 2..200 {
+        let from = Claim {
+            source: source(200),
+            ..claim(client, None)
+        };
+        let (id, _) = relay.open(from).expect("in place of its own");
+        relay.close(id);
+    }
+    assert_eq!(relay.len(), 1 + 8);
+    assert_eq!(relay.open(claim(1, Some(1))), Ok((honest, socket)));
+}
+
 #[test]
 fn clients_without_identity_keep_nothing_and_displace_nobody() {
     let mut relay = Driver::new(small());
