@@ -40,9 +40,10 @@ pub const MAX_CONTEXTS: usize = 128;
 pub const MAX_OPENED_BY_PROXY: usize = MAX_CONTEXTS * 3 / 4;
 
 /// Most registrations of ours that wait for an answer. A flood of new remotes thus makes this many
-/// capsules per round trip at most, well under the 64 a carrier queues before it gives up the
-/// tunnel; the others use the uncompressed context meanwhile.
-pub const MAX_UNANSWERED: usize = 32;
+/// capsules per round trip at most, and as many that close idle contexts to make room: well under
+/// the 64 a carrier queues before it gives up the tunnel, with room for answers. The others use the
+/// uncompressed context meanwhile.
+pub const MAX_UNANSWERED: usize = 24;
 
 /// For how long we register nothing after the peer rejected a registration of ours, or closed it:
 /// it has reached its limit or does not want more, and asking again with every packet would only

@@ -11,5 +11,6 @@ pub mod contexts;
 pub mod h2;
 pub mod h3;
 pub mod https;
+mod pace;
 pub mod relay;
 pub mod server;

@@ -18,7 +18,10 @@ use super::{
     server_builder,
     tunnel::{Input, Tunnel},
 };
-use crate::carrier::{Client, Refused, Service};
+use crate::{
+    carrier::{Client, Refused, Service},
+    pace::Pace,
+};
 
 /// How long a connection may be without a tunnel: time for a client to make its request, and to
 /// make the next one after it has lost one.
@@ -77,7 +80,7 @@ where
                 service,
                 link,
             }),
-            requests: Pace::new(Instant::now()),
+            requests: Pace::new(REQUEST_BURST, REQUEST_PERIOD, Instant::now()),
         })
     }
 
@@ -193,44 +196,4 @@ fn refuse(respond: &mut SendResponse<Bytes>, refused: Refused) {
     *response.headers_mut() = refused.headers;
     // A stream that is gone needs no answer.
     let _ = respond.send_response(response, true);
-}
-
-/// A token bucket of requests.
-struct Pace {
-    /// When the bucket was, or will be, full.
-    full_at: Instant,
-}
-
-impl Pace {
-    fn new(now: Instant) -> Self {
-        Self { full_at: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let full_at = self.full_at.max(now) + REQUEST_PERIOD;
-        if full_at - now > REQUEST_PERIOD * REQUEST_BURST {
-            return false;
-        }
-        self.full_at = full_at;
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_come_in_a_burst_and_then_at_a_pace() {
-        let start = Instant::now();
-        let mut pace = Pace::new(start);
-        assert!((0..REQUEST_BURST).all(|_| pace.take(start)));
-        assert!(!pace.take(start));
-        assert!(!pace.take(start + REQUEST_PERIOD / 2));
-        assert!(pace.take(start + REQUEST_PERIOD));
-        assert!(!pace.take(start + REQUEST_PERIOD));
-        let later = start + REQUEST_PERIOD * 1000;
-        assert!((0..REQUEST_BURST).all(|_| pace.take(later)));
-        assert!(!pace.take(later));
-    }
 }

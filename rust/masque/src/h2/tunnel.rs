@@ -23,6 +23,11 @@ use crate::carrier::{ProtocolViolation, TunnelIn};
 /// DATA frames read before other tasks have their turn.
 const READ_BUDGET: usize = 32;
 
+/// Capsules read before the answers to them get their turn to be written. Fewer than may wait in
+/// the queue: a peer that registers many contexts at once does listen, and only one that does not
+/// is to find the queue full.
+const CAPSULES_PER_TURN: usize = 16;
+
 /// How long the peer may take to end its half of the stream after we have ended ours.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -190,14 +195,24 @@ impl Tunnel {
                     // Nothing waits here: the window is for the line.
                     let _ = self.recv.flow_control().release_capacity(chunk.len());
                     delivered = true;
+                    let mut capsules = 0;
                     loop {
                         let taken = match self.decoder.next(&mut chunk) {
-                            Ok(Some(item)) => self.input.take(item),
+                            Ok(Some(item)) => {
+                                capsules += usize::from(matches!(item, Item::Capsule(_)));
+                                self.input.take(item)
+                            }
                             Ok(None) => break,
                             Err(malformed) => Err(ProtocolViolation(malformed.to_string())),
                         };
                         if let Err(violation) = taken {
                             return self.violate(&violation.0);
+                        }
+                        if capsules == CAPSULES_PER_TURN {
+                            capsules = 0;
+                            if self.poll_send(cx).is_ready() {
+                                return Poll::Ready(());
+                            }
                         }
                     }
                 }

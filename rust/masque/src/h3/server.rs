@@ -11,7 +11,10 @@ use h3::{
     server::{RequestResolver, RequestStream},
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, uri::Scheme};
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
 use super::{
     CAPSULE_PROTOCOL, MAX_FIELDS,
@@ -21,11 +24,21 @@ use super::{
     stream::{self, Halves, Sending, body},
     tunnel::{Out, Tunnel},
 };
-use crate::carrier::{Accepted, Client, Close, Decision, Refused, Service};
+use crate::{
+    carrier::{Accepted, Client, Close, Decision, Refused, Service},
+    pace::Pace,
+};
 
 /// Requests of one connection at once. RFC 9114 section 6.1 wants 100 to be possible; a client
 /// needs one for all its peers, or one per target without the bind extension.
 pub const MAX_REQUESTS: u32 = 128;
+
+/// Requests at once before the pace sets in.
+const REQUEST_BURST: u32 = 2 * MAX_REQUESTS;
+
+/// One more every so often. Making requests and resetting them at a rate nobody needs is an attack
+/// (CVE-2023-44487), also where each of them is accepted: sockets are bound for them.
+const REQUEST_PERIOD: Duration = Duration::from_millis(100);
 
 /// For the header section of a request to arrive, and for the peer to take that of the response.
 const HEADER_TIME: Duration = Duration::from_secs(10);
@@ -112,12 +125,17 @@ impl Greeted {
             client,
             service,
         });
+        let mut pace = Pace::new(REQUEST_BURST, REQUEST_PERIOD, Instant::now());
         let mut tasks = JoinSet::new();
         // Ends with the connection only, or ends it.
         tasks.spawn(link.clone().receive_or_close());
         loop {
             tokio::select! {
                 accepted = http.accept() => match accepted {
+                    Ok(Some(_)) if !pace.take(Instant::now()) => {
+                        link.close(Code::H3_EXCESSIVE_LOAD, "more requests than anybody needs");
+                        break;
+                    }
                     Ok(Some(resolver)) => {
                         let id = resolver.frame_stream.id().index();
                         // In order, before a datagram could be taken for one that came too late.

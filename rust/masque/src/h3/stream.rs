@@ -24,6 +24,11 @@ use crate::carrier::Close;
 /// that it ends, too.
 const LINGER: Duration = Duration::from_secs(3);
 
+/// Capsules read before the answers to them get their turn to be written. Fewer than may wait in
+/// the queue: a peer that registers many contexts at once does listen, and only one that does not
+/// is to find the queue full.
+const CAPSULES_PER_TURN: usize = 16;
+
 /// The sending half of a request stream, of a client or a server.
 pub(super) trait Sending: Send {
     /// Writes one DATA frame.
@@ -228,14 +233,14 @@ async fn read(
 ) -> Read {
     let mut decoder = Decoder::new();
     for piece in early {
-        if let Err(violation) = decode(&mut decoder, piece, tunnel) {
+        if let Err(violation) = decode(&mut decoder, piece, tunnel).await {
             return violation;
         }
     }
     loop {
         match body(recv, state).await {
             Ok(Some(piece)) => {
-                if let Err(violation) = decode(&mut decoder, piece, tunnel) {
+                if let Err(violation) = decode(&mut decoder, piece, tunnel).await {
                     return violation;
                 }
             }
@@ -250,15 +255,21 @@ async fn read(
     }
 }
 
-fn decode(decoder: &mut Decoder, mut piece: Bytes, tunnel: &Tunnel) -> Result<(), Read> {
-    let mut datagrams = false;
+async fn decode(decoder: &mut Decoder, mut piece: Bytes, tunnel: &Tunnel) -> Result<(), Read> {
+    let (mut datagrams, mut capsules) = (false, 0);
     loop {
         match decoder.next(&mut piece) {
             Ok(Some(Item::Datagram(datagram))) => {
                 tunnel.datagram(datagram);
                 datagrams = true;
             }
-            Ok(Some(Item::Capsule(capsule))) => tunnel.capsule(capsule),
+            Ok(Some(Item::Capsule(capsule))) => {
+                tunnel.capsule(capsule);
+                capsules += 1;
+                if capsules % CAPSULES_PER_TURN == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
             Ok(None) => break,
             Err(error) => return Err(Read::Violation(error.to_string())),
         }

@@ -76,6 +76,37 @@ fn few_registrations_wait_for_an_answer() {
     assert_eq!(opened, 2);
 }
 
+/// A second flood, which finds the contexts of the first one idle, leaves room for answers in the
+/// queue of 64 capsules a carrier has: a stranger must not be able to end a tunnel.
+#[test]
+fn replacing_idle_contexts_does_not_fill_the_queue_of_capsules() {
+    let mut now = Instant::now();
+    let mut proxy = open_proxy(now);
+    let mut number = 0;
+    let mut flood = |proxy: &mut ProxyContexts, now| {
+        let mut capsules = Vec::new();
+        for _ in 0..1000 {
+            number += 1;
+            capsules.extend(proxy.route(remote(number), now).expect("any").capsules);
+        }
+        capsules
+    };
+    for _ in 0..MAX_OPENED_BY_PROXY.div_ceil(MAX_UNANSWERED) {
+        for capsule in flood(&mut proxy, now) {
+            let Capsule::CompressionAssign { context, .. } = capsule else {
+                panic!("nothing to close yet: {capsule:?}");
+            };
+            let ack = Capsule::CompressionAck(context);
+            tell(&mut proxy, ack, now).expect("registered");
+        }
+    }
+    assert_eq!(proxy.len(), MAX_OPENED_BY_PROXY);
+    now += IDLE;
+    let capsules = flood(&mut proxy, now);
+    assert_eq!(capsules.len(), 2 * MAX_UNANSWERED);
+    assert!(capsules.len() <= 64 - 16, "{} capsules", capsules.len());
+}
+
 /// A peer that closes what we open is not asked again with every packet.
 #[test]
 fn after_a_close_nothing_is_registered_for_a_while() {

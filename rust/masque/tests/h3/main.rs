@@ -2,6 +2,7 @@
 //! is told, and peers that break the rules.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+mod answers;
 mod endings;
 mod hostile;
 mod requests;
