@@ -238,6 +238,8 @@ class Relaying:
             path = next((path for path in peer.core.paths() if path.current), None)
             if path is None or peer.core.close_reason is not None:
                 continue
+            if path.method == "relayed" and path.via != bytes(peer_id):
+                continue  # it cannot be reached from outside itself
             held = self._held.get(peer_id)
             yield RelayCandidate(
                 peer_id,

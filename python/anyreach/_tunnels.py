@@ -224,7 +224,10 @@ class Tunnels:
         """
         tunnel = self.find(target.peer_id) if target.peer_id is not None else None
         tunnel = tunnel or self._tunnels.get(target.host)
-        if tunnel is None or tunnel.ended:
+        if tunnel is not None and tunnel.ended:  # and has not been told of yet
+            self._forget(tunnel)
+            tunnel = None
+        if tunnel is None:
             tunnel = self._open(target)
         tunnel.holders.add(holder)
         return tunnel
@@ -327,7 +330,7 @@ class Tunnels:
         return tunnel
 
     def _evict(self) -> bool:
-        idle = [tunnel for tunnel in self if not tunnel.holders]
+        idle = [tunnel for tunnel in self if not self._is_needed(tunnel)]
         if idle:
             self.close(min(idle, key=lambda tunnel: tunnel.idle_since))
         return bool(idle)

@@ -10,10 +10,13 @@ import asyncio
 import logging
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from anyreach import _core
+from anyreach._flow import MAX_RELAYED_WAYS
 from anyreach._local import to_core
+from anyreach.candidates import MAX_CANDIDATES
 from anyreach.errors import ConnectionLost
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Upgrades"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FIRST_PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 60.0
@@ -40,6 +45,9 @@ round trips of the relayed path."""
 
 _MAX_STANDBYS: Final = 1
 """Relayed paths kept besides the one in use."""
+
+MAX_DIRECT: Final = MAX_CANDIDATES
+"""Addresses of a peer that are tried. It may name others whenever it likes; the latest count."""
 
 
 class Core(Protocol):
@@ -103,8 +111,9 @@ class Upgrades:
         if entry is None:
             entry = self._entries[connection.id] = _Entry(connection)
         if self._direct:
-            entry.direct.update(dict.fromkeys(direct))
-        entry.standbys.update(dict.fromkeys(standbys))
+            entry.direct = _latest(direct, entry.direct, MAX_DIRECT)
+        entry.standbys = _latest(standbys, entry.standbys, MAX_RELAYED_WAYS)
+        self.changed(connection)
         entry.news.set()
         if entry.task is None:
             entry.task = asyncio.create_task(
@@ -112,9 +121,13 @@ class Upgrades:
             )
 
     def changed(self, connection: _core.Connection) -> None:
-        """The paths of ``connection`` changed: if a direct one has gone, look for another soon."""
+        """The paths of ``connection`` changed: if the direct ones have gone, look for another."""
         entry = self._entries.get(connection.id)
-        if entry is not None and not has_direct(connection):
+        if entry is None:
+            return
+        if has_direct(connection):
+            entry.direct_up.set()
+        elif entry.direct_up.is_set():
             entry.direct_up.clear()
             entry.news.set()
 
@@ -181,15 +194,16 @@ class Upgrades:
     async def _stand_by(self, entry: _Entry) -> None:
         for way in tuple(entry.standbys):
             paths = entry.core.paths()
-            if sum(path.method == "relayed" for path in paths) > _MAX_STANDBYS:
+            spare = sum(path.method == "relayed" and not path.current for path in paths)
+            if spare >= _MAX_STANDBYS:
                 return
             remotes = {(path.remote, path.via if path.tunnelled else None) for path in paths}
             via = None if way.tunnel is None else way.tunnel.relay
             place = (to_core(way.address), way.address.port)
-            if way.tunnel is None:
-                self._contacts.add(way.address.ip)
             if (place, via) in remotes:
                 continue
+            if way.tunnel is None:
+                self._contacts.add(way.address.ip)
             await self._open(
                 entry,
                 partial(
@@ -213,8 +227,12 @@ class Upgrades:
             logger.debug("no path to %s: %s", where, error.args[1])
         except ConnectionLost:
             return
-        if has_direct(entry.core):
-            entry.direct_up.set()
+        self.changed(entry.core)
+
+
+def _latest(new: Iterable[T], old: Iterable[T], limit: int) -> dict[T, None]:
+    """Those of both, the new ones first, as many as may be."""
+    return dict.fromkeys(islice(dict.fromkeys((*new, *old)), limit))
 
 
 class _Entry:

@@ -238,7 +238,9 @@ class Ways:
     async def _open_any(self, flow: Flow) -> list[Tunnel]:
         for core in self._core.connections():
             path = next((path for path in core.paths() if path.current), None)
-            if path is None or path.method == "relayed" or core.peer_id == _raw(flow.peer.peer_id):
+            if path is None or path.method == "relayed" or "relay" not in core.capabilities:
+                continue
+            if core.peer_id == _raw(flow.peer.peer_id):
                 continue
             address = from_core(*path.remote)
             target = Target(

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from anyreach import _core
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
+
+Addresses = list[tuple[str, int]]
+
+PATIENCE = 10.0
+"""Seconds before a condition counts as never coming."""
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what the code under test does, but tells nobody."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 (there is nothing to await)
+            await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let everybody who is ready have some turns."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 @dataclass(eq=False)
@@ -30,6 +49,37 @@ class FakePath:
     received_bytes: int = 0
 
 
+class FakeAttempt:
+    """Something that ends when the test says so: a dial, a path, a question."""
+
+    def __init__(self) -> None:
+        self.outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def poll(self, *_: object) -> None:
+        raise AssertionError("the fake waiter looks at the outcome instead")
+
+    def fail(self, reason: str, detail: str = "no", actual: bytes | None = None) -> None:
+        self.outcome.set_exception(_core.DialFailed(reason, detail, actual))
+
+
+class FakeFind(FakeAttempt):
+    """A question for a peer."""
+
+    def __init__(self, wanted: bytes) -> None:
+        super().__init__()
+        self.wanted = wanted
+
+    def answer(
+        self,
+        status: str = "ok",
+        *,
+        seen: tuple[str, int] | None = None,
+        direct: Addresses | None = None,
+        bound: list[tuple[bytes, Addresses]] | None = None,
+    ) -> None:
+        self.outcome.set_result((status, seen, direct or [], bound or []))
+
+
 @dataclass(eq=False)
 class FakeConnection:
     """Shaped like ``_core.Connection``."""
@@ -42,8 +92,10 @@ class FakeConnection:
     close_reason: tuple[str, int, str] | None = None
     route: list[FakePath] = field(default_factory=lambda: [FakePath()])
     received_packets: int = 10
+    capabilities: tuple[str, ...] = ()
     asked: int = 0
     answer: asyncio.Future[bool] | None = None
+    questions: list[FakeFind] = field(default_factory=list)
 
     def poll_answers(self, *_: object) -> None:
         raise AssertionError("the fake waiter looks at the answer instead")
@@ -53,7 +105,6 @@ class FakeConnection:
         self.answer.set_result(answer)
 
     first_path = None
-    capabilities: tuple[str, ...] = ()
     reach = None
 
     def paths(self) -> list[FakePath]:
@@ -63,16 +114,31 @@ class FakeConnection:
         received = self.received_packets
         return {"sent_bytes": 0, "received_bytes": 0, "received_packets": received}
 
+    def find(self, peer_id: bytes) -> _core.Find:
+        question = FakeFind(peer_id)
+        self.questions.append(question)
+        return cast("_core.Find", question)
+
     def core(self) -> _core.Connection:
         return cast("_core.Connection", self)
 
 
-class FakeDial:
+class FakeDial(FakeAttempt):
     """An attempt that ends when the test says so."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        peer_id: bytes | None = None,
+        *,
+        via: FakeTunnel | None = None,
+        relayed: bool = False,
+    ) -> None:
+        super().__init__()
         self.address = address
-        self.outcome: asyncio.Future[_core.Connection] = asyncio.Future()
+        self.peer_id = peer_id
+        self.via = via
+        self.relayed = relayed
         self.cancelled = False
         self.kept = False
 
@@ -82,46 +148,176 @@ class FakeDial:
     def cancel(self) -> None:
         self.cancelled = True
 
-    def poll(self, *_: object) -> None:
-        raise AssertionError("the fake waiter looks at the outcome instead")
-
     def win(self, connection: FakeConnection) -> None:
         self.outcome.set_result(connection.core())
 
-    def fail(self, reason: str, detail: str = "no", actual: bytes | None = None) -> None:
-        self.outcome.set_exception(_core.DialFailed(reason, detail, actual))
+
+@dataclass(eq=False)
+class FakePathAttempt:
+    """A path in the making."""
+
+    address: str
+    via: FakeTunnel | None
+    relayed: bool
+    standby: bool
+    attempt: FakeAttempt = field(default_factory=FakeAttempt)
+
+
+@dataclass(eq=False)
+class FakeTunnel:
+    """Shaped like ``_core.Tunnel``; its state changes when the test says so."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    number: int = 0
+    state: str = "connecting"
+    relay: bytes | None = None
+    carrier: str | None = None
+    remote: tuple[str, int] | None = None
+    public_addresses: Addresses = field(default_factory=list)
+    node_addresses: Addresses = field(default_factory=list)
+    rtt: float | None = None
+    attempts: list[tuple[str, str, str, str, float]] = field(default_factory=list)
+    changes: int = 0
+    probed: int = 0
+    sent: int = 0
+    received: int = 0
+    _change: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def counters(self) -> dict[str, int]:
+        return {"sent_bytes": self.sent, "received_bytes": self.received}
+
+    def poll_change(self, *_: object) -> None:
+        raise AssertionError("the fake waiter looks at the changes instead")
+
+    def probe(self) -> None:
+        self.probed += 1
+
+    def close(self) -> None:
+        self.become("closed")
+
+    def up(self, relay: bytes, *public: str, carrier: str = "h3") -> None:
+        """It comes up, with addresses ``"IP PORT"`` there."""
+        self.relay, self.carrier = relay, carrier
+        self.remote = self.remote or next(iter(self.options.get("tcp", ())), None)
+        self.public_addresses = [(ip, int(port)) for ip, port in map(str.split, public)]
+        self.become("up")
+
+    def fail(self, *attempts: tuple[str, str, str, str, float]) -> None:
+        """No carrier works."""
+        self.attempts = list(attempts)
+        self.become("closed")
+
+    def become(self, state: str) -> None:
+        self.state = state
+        self.changes += 1
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def changed(self, seen: int) -> int:
+        while self.changes == seen:
+            await self._change.wait()
+        return self.changes
+
+    def core(self) -> _core.Tunnel:
+        return cast("_core.Tunnel", self)
 
 
 class FakeEndpoint:
-    """Shaped like ``_core.Endpoint`` as far as a dialer sees it."""
+    """Shaped like ``_core.Endpoint`` as far as the Python side of connecting sees it."""
 
     def __init__(self, ip_mode: str = "dual") -> None:
         self.ip_mode = ip_mode
         self.dials: list[FakeDial] = []
         self.known: dict[bytes, FakeConnection] = {}
         self.asked_for: list[bytes] = []
-        self._dialed = asyncio.Condition()
+        self.tunnels: list[FakeTunnel] = []
+        self.paths: list[FakePathAttempt] = []
+        self.announced: list[tuple[Any, Any, bool]] = []
+        self._numbers = itertools.count(1)
 
-    def dial(self, ip: str, port: int, *_: object, **__: object) -> _core.Dial:
-        dial = FakeDial(f"{ip} {port}")
+    def dial(
+        self,
+        ip: str,
+        port: int,
+        peer_id: bytes | None,
+        timeout: float,
+        *,
+        via: _core.Tunnel | None = None,
+        relayed: bool = False,
+    ) -> _core.Dial:
+        assert timeout > 0
+        tunnel = cast("FakeTunnel | None", via)
+        dial = FakeDial(f"{ip} {port}", peer_id, via=tunnel, relayed=relayed)
         self.dials.append(dial)
         return cast("_core.Dial", dial)
+
+    def open_path(
+        self,
+        connection: _core.Connection,
+        ip: str,
+        port: int,
+        timeout: float,
+        *,
+        via: _core.Tunnel | None,
+        relayed: bool,
+        standby: bool,
+    ) -> _core.PathAttempt:
+        assert connection.close_reason is None
+        assert timeout > 0
+        tunnel = cast("FakeTunnel | None", via)
+        path = FakePathAttempt(f"{ip} {port}", tunnel, relayed, standby)
+        self.paths.append(path)
+        return cast("_core.PathAttempt", path.attempt)
+
+    def open_tunnel(self, **options: Any) -> _core.Tunnel:
+        tunnel = FakeTunnel(options, next(self._numbers))
+        self.tunnels.append(tunnel)
+        return tunnel.core()
+
+    def announce(
+        self,
+        direct: Sequence[tuple[str, int]],
+        relayed: Sequence[tuple[bytes, Sequence[tuple[str, int]]]],
+        findable: bool,
+    ) -> None:
+        self.announced.append((direct, relayed, findable))
 
     def connection(self, peer_id: bytes) -> _core.Connection | None:
         self.asked_for.append(peer_id)
         return cast("_core.Connection | None", self.known.get(peer_id))
 
-    async def wait(self, poll: Callable[..., T | None], *_: Any) -> T:
+    def connections(self) -> list[_core.Connection]:
+        return [connection.core() for connection in self.known.values()]
+
+    def meet(self, connection: FakeConnection) -> FakeConnection:
+        """A peer is connected."""
+        self.known[connection.peer_id] = connection
+        return connection
+
+    async def wait(self, poll: Callable[..., T | None], *args: Any) -> T:
         owner = poll.__self__  # type: ignore[attr-defined]
-        if isinstance(owner, FakeConnection):
-            owner.asked += 1
-            owner.answer = asyncio.get_running_loop().create_future()
-            return cast("T", await owner.answer)
-        return cast("T", await cast("FakeDial", owner).outcome)
+        match owner:
+            case FakeConnection():
+                owner.asked += 1
+                owner.answer = asyncio.get_running_loop().create_future()
+                return cast("T", await owner.answer)
+            case FakeTunnel():
+                return cast("T", await owner.changed(*args))
+            case FakeAttempt():
+                return cast("T", await owner.outcome)
+        raise AssertionError(f"nobody polls {owner}")
 
     async def started(self, count: int) -> list[FakeDial]:
         """Wait until ``count`` attempts were started."""
-        async with asyncio.timeout(10):
-            while len(self.dials) < count:  # noqa: ASYNC110 (the code under test does not tell)
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self.dials) >= count)
         return self.dials
+
+    async def dug(self, count: int) -> list[FakeTunnel]:
+        """Wait until ``count`` tunnels were begun."""
+        await until(lambda: len(self.tunnels) >= count)
+        return self.tunnels
+
+    async def opened(self, count: int) -> list[FakePathAttempt]:
+        """Wait until ``count`` further paths were tried."""
+        await until(lambda: len(self.paths) >= count)
+        return self.paths

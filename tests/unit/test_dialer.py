@@ -254,11 +254,11 @@ async def test_a_caller_that_stays_keeps_what_another_gives_up() -> None:
 
 async def test_a_result_at_the_last_moment_counts() -> None:
     rig = Rig()
-    call = rig.call(V4, timeout=0.05)
+    call = rig.call(V4, timeout=0.5)
     (dial,) = await rig.endpoint.started(1)
     connection = FakeConnection()
     dial.win(connection)
-    time.sleep(0.06)  # noqa: ASYNC251 (when the loop goes on, the time is up as well)
+    time.sleep(0.6)  # noqa: ASYNC251 (when the loop goes on, the time is up as well)
     assert await call is connection.core()
     assert dial.kept
 
