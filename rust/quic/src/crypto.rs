@@ -5,6 +5,7 @@ mod activity;
 mod finished;
 pub mod https;
 mod hushed;
+mod parameters;
 mod retry;
 mod session;
 mod tap;

@@ -23,6 +23,7 @@ use rustls::{
 use super::{
     activity::Activity,
     finished::{self, Finished},
+    parameters::fewer_connection_ids,
     retry,
     tap::{OneRttKey, PacketTap, TapFactory},
     tls,
@@ -78,6 +79,7 @@ impl SessionConfig {
         let tap = self.tap.as_ref().map(|make| make(side));
         let mut encoded = Vec::new();
         params.write(&mut encoded);
+        let mut encoded = fewer_connection_ids(encoded);
         if let Some(tap) = &tap {
             tap.outgoing_parameters(&mut encoded);
         }
