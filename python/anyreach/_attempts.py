@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from anyreach.errors import Attempt, ConnectError, ConnectTimeout, PeerIdMismatch
@@ -87,10 +87,25 @@ class AttemptLog:
             attempts.append(Attempt(record.address, record.method, reason, detail, seconds * 1000))
         return tuple(attempts)
 
-    def failure(self, peer: PeerAddress, timeout: float | None = None) -> ConnectError:
-        """Why there is no connection; ``timeout`` if the caller's time is up."""
+    def failure(
+        self,
+        peer: PeerAddress,
+        timeout: float | None = None,
+        joining: tuple[Attempt, ...] = (),
+    ) -> ConnectError:
+        """Why there is no connection.
+
+        Args:
+            peer: who was wanted.
+            timeout: the seconds the caller gave, if they are over.
+            joining: attempts to reach the known peers who could have told where it is.
+        """
         who = str(peer)
         attempts = self.attempts()
+        if joining and not any(attempt.method == "direct" for attempt in attempts):
+            attempts += tuple(
+                replace(attempt, address=f"known peer {attempt.address}") for attempt in joining
+            )
         expected = str(peer.peer_id)
         for record in self._records:
             if record.actual is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from anyreach.addresses import HostPort, IpMode
 from anyreach.candidates import CandidatePolicy
 from anyreach.errors import ConfigError
-from anyreach.peer import KnownPeer, PeerAddress
+from anyreach.peer import KnownPeer, PeerAddress, Ticket
 from anyreach.proxies import ProxyUrl
 from anyreach.relays import RelayPolicy
 
@@ -84,6 +84,8 @@ def _known_peer(field: str, value: Any) -> KnownPeer:
         return value
     if isinstance(value, PeerAddress):
         return KnownPeer(value.peer_id, value.addresses)
+    if isinstance(value, Ticket):
+        value = str(value)
     if not isinstance(value, str):
         raise ConfigError(field, value, 'use "HOST:PORT", "ID@HOST:PORT" or a ticket')
     try:

@@ -251,7 +251,7 @@ class Tunnel:
     @property
     def relay(self) -> bytes | None: ...  # PeerId it proved
     @property
-    def carrier(self) -> str | None: ...  # "h3" | "h2" | "h2-proxy"
+    def carrier(self) -> Literal["h3", "h2", "h2-proxy"] | None: ...
     @property
     def remote(self) -> tuple[str, int] | None: ...  # where the relay is, None through a proxy
     @property

@@ -163,6 +163,11 @@ class Flow:
         self.task = asyncio.create_task(self._run(), name=f"anyreach-connect {peer}")
 
     @property
+    def searches(self) -> bool:
+        """Whether other peers are asked where the wanted one is."""
+        return self._searched
+
+    @property
     def settled(self) -> bool:
         """Whether there is a connection, which :attr:`task` is about to return."""
         return self._connection is not None and self._error is None
@@ -257,7 +262,8 @@ class Flow:
 
     def failure(self, timeout: float | None = None) -> ConnectError:
         """Why there is no connection; ``timeout`` if the caller's time is up."""
-        return self.log.failure(self.peer, timeout)
+        joining = self._dialer.joining() if self._searched else ()
+        return self.log.failure(self.peer, timeout, joining)
 
     async def _run(self) -> _core.Connection:
         try:

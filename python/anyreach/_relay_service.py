@@ -80,7 +80,7 @@ class RelayService:
 
     def _open(self, tcp: str | None) -> tuple[str, ...]:
         config = self._config
-        opened = self._core.serve_relay(
+        tcp_bound, _ = self._core.serve_relay(
             tcp=tcp,
             https=config.https,
             certificate=None if config.cert_file is None else str(config.cert_file),
@@ -90,7 +90,7 @@ class RelayService:
             bytes_per_second=config.relay_quota,
             max_reservations=MAX_RESERVATIONS,
         )
-        return tuple(str(from_core(*address)) for listeners in opened for address in listeners)
+        return tuple(str(from_core(*address)) for address in tcp_bound)
 
     def stats(self) -> RelayStats:
         """What was carried so far."""

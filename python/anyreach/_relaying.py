@@ -157,7 +157,8 @@ class Relaying:
         """A peer is connected; ``known``: the user named it."""
         peer_id = PeerId(core.peer_id)
         self._proving.arrived(core)
-        if "relay" in core.capabilities:
+        # One that came to us may be behind a NAT; what it lends would lead nowhere.
+        if "relay" in core.capabilities and core.outbound:
             self._peers[peer_id] = _Peer(core, known)
         self.changed()
 

@@ -172,6 +172,7 @@ class Running:
             ways=ways,
             upgrades=self._upgrades,
         )
+        self._dialer.known_failures = self._known.failures
         self._nat = self.local.nat()
         self._nat_is_stale = False
         self._service = RelayService(self._endpoint, config, str(self._bound[0]))

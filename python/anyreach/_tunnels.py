@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from anyreach._local import from_core, to_core
-from anyreach.carriers import CarrierMemory, carrier_plan
+from anyreach.carriers import SECOND_BEST_SECONDS, CarrierMemory, better_than, carrier_plan
 from anyreach.peer import PeerId
 
 if TYPE_CHECKING:
@@ -102,12 +102,14 @@ class Tunnel:
         relay: who is at the end; ``None`` until it is known.
         holders: who wants it to stay. Whoever holds it removes itself in the end.
         idle_since: loop time since when nobody holds it.
+        improved_at: loop time when a better carrier was looked for last.
     """
 
     core: _core.Tunnel
     relay: PeerId | None
     holders: set[object] = field(default_factory=set)
     idle_since: float = 0.0
+    improved_at: float = 0.0
     task: asyncio.Task[None] | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -264,13 +266,21 @@ class Tunnels:
             self._count(tunnel)
 
     def sweep(self) -> None:
-        """Close what nobody has needed for a while."""
+        """Close what nobody has needed for a while, and look for UDP again where it was blocked."""
         now = asyncio.get_running_loop().time()
         for tunnel in self:
             if self._is_needed(tunnel):
                 tunnel.idle_since = now
+                self._improve(tunnel, now)
             elif now - tunnel.idle_since > IDLE_SECONDS:
                 self.close(tunnel)
+
+    def _improve(self, tunnel: Tunnel, now: float) -> None:
+        carrier = tunnel.core.carrier
+        better = () if carrier is None else better_than(carrier)
+        if better and now - tunnel.improved_at > SECOND_BEST_SECONDS:
+            tunnel.improved_at = now
+            tunnel.core.improve([(carrier, 0.0) for carrier in better])
 
     def network_changed(self) -> None:
         """Have every carrier looked at: it may be bound to an address that has gone."""
@@ -304,6 +314,9 @@ class Tunnels:
             rtt=target.rtt,
             remembered=self._memory.winner(self._network(), asyncio.get_running_loop().time()),
         )
+        if proxy is not None and self._allow_tls_inspection and target.peer_id is None:
+            detail = "where TLS is inspected only a PeerId tells relays apart: give ID@HOST:PORT"
+            raise TunnelFailed((("h2-proxy", str(target.host), "tls", detail, 0.0),))
         if not addresses and proxy is None:
             detail = "no address of it is known that this node could reach"
             raise TunnelFailed((("", str(target.host), "family", detail, 0.0),))
@@ -314,14 +327,14 @@ class Tunnels:
             peer_id=None if target.peer_id is None else bytes(target.peer_id),
             host=target.host.host,
             port=target.host.port,
-            udp=addresses if target.udp else [],
+            udp=addresses,
             tcp=addresses,
             plan=plan,
             proxy=None if proxy is None else proxy.url,
             ca_file=self._ca_file,
             allow_tls_inspection=self._allow_tls_inspection,
         )
-        tunnel = Tunnel(core, target.peer_id)
+        tunnel = Tunnel(core, target.peer_id, improved_at=asyncio.get_running_loop().time())
         key = target.peer_id if target.peer_id is not None else target.host
         self._tunnels[key] = tunnel
         tunnel.task = asyncio.create_task(

@@ -85,6 +85,7 @@ class Dialer:
         self.contacts = contacts
         self.ways = ways
         self.upgrades = upgrades
+        self.known_failures: Callable[[], tuple[Attempt, ...]] = tuple
         self._flows: dict[object, Flow] = {}
         self._liveness = Liveness()
         self._closed = False
@@ -135,6 +136,11 @@ class Dialer:
             flow.waiters -= 1
             if flow.waiters == 0:
                 await self._leave(flow)
+
+    def joining(self) -> tuple[Attempt, ...]:
+        """What was tried to reach peers that could help, now or when it failed last."""
+        running = [flow.log.attempts() for flow in self._flows.values() if not flow.searches]
+        return (*self.known_failures(), *(attempt for flow in running for attempt in flow))
 
     def arrived(self, connection: _core.Connection, peer_id: PeerId) -> None:
         """Take note of a new connection, in or out: whoever is dialing that peer has it."""

@@ -77,6 +77,8 @@ class KnownPeers:
         # Entries that have not been tried to the end once, and who waits for them.
         self._first: set[KnownPeer] = set()
         self._expecting: set[asyncio.Future[bool]] = set()
+        # What was tried in vain the last time, of those that are not connected.
+        self._attempts: dict[KnownPeer, tuple[Attempt, ...]] = {}
 
     def expect(self, entries: Iterable[KnownPeer]) -> None:
         """Say which entries are going to be kept, before the first of them is."""
@@ -95,7 +97,14 @@ class KnownPeers:
             future.set_result(False)
         return future
 
-    def _tried(self, entry: KnownPeer) -> None:
+    def failures(self) -> tuple[Attempt, ...]:
+        """The latest attempts to reach those known peers that were not reached."""
+        return tuple(attempt for attempts in self._attempts.values() for attempt in attempts)
+
+    def _tried(self, entry: KnownPeer, attempts: tuple[Attempt, ...] = ()) -> None:
+        self._attempts.pop(entry, None)
+        if attempts:
+            self._attempts[entry] = attempts
         self._first.discard(entry)
         if not self._first:
             self._tell(False)
@@ -126,7 +135,7 @@ class KnownPeers:
             except NodeClosed:
                 return
             except ConnectError as error:
-                self._tried(entry)
+                self._tried(entry, error.attempts)
                 if peer_id == self._me or _only_itself(error.attempts):
                     logger.warning("known peer %s: %s", entry, ITSELF)
                     self._failed(entry, peer_id, ITSELF)

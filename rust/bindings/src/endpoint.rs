@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyreach_masque::carrier::CarrierKind;
 use anyreach_masque::client::{
-    Credentials, Dialers, Plan, Purpose, RelayTarget, Trust, TunnelOptions, Tunnels,
+    Credentials, Dialers, Purpose, RelayTarget, Trust, TunnelOptions, Tunnels,
 };
 use anyreach_masque::https::{ClientTrust, Proxy, ServerCertificate};
 use anyreach_masque::relay::{Relay, RelayConfig};
@@ -26,7 +25,7 @@ use crate::errors::Failure;
 use crate::find::{PyAddresses, addresses, reach_from_python};
 use crate::identity::Identity;
 use crate::runtime::{self, Deferred, PerProcess};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Tunnel, carrier_plan};
 use crate::wake::Slot;
 
 /// The socket, the QUIC endpoint on it, and the registry of connections (one per peer).
@@ -324,10 +323,7 @@ impl Endpoint {
         allow_tls_inspection: bool,
     ) -> Result<Tunnel, Failure> {
         let inner = self.0.get()?;
-        let plan = plan
-            .iter()
-            .map(|(carrier, after)| Ok((carrier_kind(carrier)?, seconds(*after)?)))
-            .collect::<Result<Plan, Failure>>()?;
+        let plan = carrier_plan(&plan)?;
         let proxy = proxy
             .map(|url| url.parse::<Proxy>())
             .transpose()
@@ -610,7 +606,7 @@ impl Inner {
     }
 }
 
-fn seconds(value: f64) -> Result<Duration, Failure> {
+pub(crate) fn seconds(value: f64) -> Result<Duration, Failure> {
     Duration::try_from_secs_f64(value)
         .map_err(|_| Failure::Value(format!("{value} is not a number of seconds")))
 }
@@ -618,13 +614,6 @@ fn seconds(value: f64) -> Result<Duration, Failure> {
 fn bind_address(text: &str) -> Result<SocketAddr, Failure> {
     text.parse()
         .map_err(|_| Failure::Value(format!("{text:?} is not IP:PORT")))
-}
-
-fn carrier_kind(name: &str) -> Result<CarrierKind, Failure> {
-    [CarrierKind::H3, CarrierKind::H2, CarrierKind::H2Proxy]
-        .into_iter()
-        .find(|kind| kind.as_str() == name)
-        .ok_or_else(|| Failure::Value(format!("{name:?} is not a carrier")))
 }
 
 /// From an IP address, with `%` and the number of its zone if it has one (RFC 4007, section 11).

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
+use anyreach_masque::carrier::CarrierKind;
 use anyreach_masque::client::{self, State};
 use anyreach_net::SyntheticAddr;
 use pyo3::prelude::*;
@@ -12,7 +13,7 @@ use pyo3::types::{PyBytes, PyDict};
 use tokio::runtime::Handle;
 
 use crate::bridge::Bridge;
-use crate::endpoint::host_and_port;
+use crate::endpoint::{host_and_port, seconds};
 use crate::errors::Failure;
 use crate::runtime::{Deferred, PerProcess};
 use crate::wake::Operation;
@@ -164,6 +165,14 @@ impl Tunnel {
         })
     }
 
+    /// Looks for a better carrier by this plan while the present one goes on.
+    fn improve(&self, py: Python<'_>, plan: Vec<(String, f64)>) -> Result<(), Failure> {
+        let tunnel = &self.0.get()?.tunnel;
+        let plan = carrier_plan(&plan)?;
+        py.detach(|| tunnel.improve(plan));
+        Ok(())
+    }
+
     /// Ends it; the relay frees what it had bound.
     fn close(&self, py: Python<'_>) -> Result<(), Failure> {
         let tunnel = &self.0.get()?.tunnel;
@@ -200,6 +209,19 @@ impl Tunnel {
             .synthetic(remote)
             .map_err(|error| Failure::Unreachable(error.to_string()))
     }
+}
+
+/// Carriers and the seconds after which each starts.
+pub(crate) fn carrier_plan(plan: &[(String, f64)]) -> Result<client::Plan, Failure> {
+    plan.iter()
+        .map(|(name, after)| {
+            let kind = [CarrierKind::H3, CarrierKind::H2, CarrierKind::H2Proxy]
+                .into_iter()
+                .find(|kind| kind.as_str() == name)
+                .ok_or_else(|| Failure::Value(format!("{name:?} is not a carrier")))?;
+            Ok((kind, seconds(*after)?))
+        })
+        .collect()
 }
 
 pub(crate) fn hosts_and_ports(addresses: Vec<SocketAddr>) -> Vec<(String, u16)> {

@@ -268,12 +268,12 @@ fn tls_error(error: &rustls::Error) -> CarrierError {
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         ) => {
             ": nobody trusted has signed its certificate; if this network inspects TLS, give its \
-             CA file"
+             CA file (--ca-file) and allow that by name (--allow-tls-inspection)"
         }
         Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon)
         | Error::AlertReceived(rustls::AlertDescription::HandshakeFailure) => {
-            ": it does not do ML-KEM-768 key exchange; classical key exchange on this outer hop \
-             has to be allowed by name"
+            ": it does not do ML-KEM-768 key exchange; if this network inspects TLS, classical key \
+             exchange on this outer hop has to be allowed by name (--allow-tls-inspection)"
         }
         _ => "",
     };
