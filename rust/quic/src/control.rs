@@ -6,6 +6,8 @@ mod outbox;
 mod searches;
 
 use std::{
+    collections::VecDeque,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -205,6 +207,10 @@ pub(crate) const SOUGHT_PACE: Pace = Pace {
     period: Duration::from_millis(125),
 };
 
+/// Addresses of the peer at relays that are remembered after it has left them: all of two
+/// announcements, more than a connection has paths.
+const MAX_FORMER: usize = 2 * control::MAX_RELAYS * control::MAX_BOUND_ADDRESSES;
+
 /// Everything two nodes tell each other after the hellos, as one end of a connection has it.
 #[derive(Debug)]
 pub(crate) struct Notices {
@@ -212,6 +218,9 @@ pub(crate) struct Notices {
     pub(crate) searches: Searches,
     /// The latest the peer said of itself.
     theirs: Mutex<Option<Arc<Reach>>>,
+    /// Addresses at relays the peer has spoken of, the latest last. A relay goes on carrying packets
+    /// for an address its client has given up, and a path to it does not become direct by that.
+    relayed: Mutex<VecDeque<(SocketAddr, PeerId)>>,
     /// How often the peer is told that it is looked for.
     sought: Mutex<Throttle>,
 }
@@ -222,6 +231,7 @@ impl Notices {
             outbox: Outbox::default(),
             searches: Searches::default(),
             theirs: Mutex::default(),
+            relayed: Mutex::default(),
             sought: Mutex::new(Throttle::new(SOUGHT_PACE, now)),
         }
     }
@@ -238,9 +248,30 @@ impl Notices {
         let mut theirs = self.theirs.lock().unwrap_or_else(PoisonError::into_inner);
         let new = theirs.as_deref() != Some(&reach);
         if new {
+            self.remember_relayed(&reach);
             *theirs = Some(Arc::new(reach));
         }
         new
+    }
+
+    fn remember_relayed(&self, reach: &Reach) {
+        // Each element stands for itself.
+        let mut relayed = self.relayed.lock().unwrap_or_else(PoisonError::into_inner);
+        for bound in &reach.bound {
+            for address in &bound.addresses {
+                relayed.retain(|(known, _)| known != address);
+                relayed.push_back((*address, bound.relay));
+            }
+        }
+        let excess = relayed.len().saturating_sub(MAX_FORMER);
+        relayed.drain(..excess);
+    }
+
+    /// The relay at which `address` leads to the peer, or did.
+    pub(crate) fn relay_of(&self, address: SocketAddr) -> Option<PeerId> {
+        let relayed = self.relayed.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = relayed.iter().rev().find(|(known, _)| *known == address);
+        found.map(|(_, relay)| *relay)
     }
 
     /// Tells the peer that it is looked for, unless it was told often enough.

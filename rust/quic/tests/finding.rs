@@ -107,10 +107,28 @@ async fn a_bound_address_shows_as_relayed_from_the_start() {
         assert_eq!(end.first_path().unwrap().method, "relayed");
         assert!(!end.paths()[0].tunnelled);
     }
-    // When the peer takes that back, so it is.
+    // The peer gives the address up, or its tunnel is down for a moment: what still comes that way
+    // is relayed as before.
     alice.set_reach(Reach::default());
     told(&accepted, &Reach::default()).await;
-    assert_eq!(accepted.paths()[0].method, "direct");
+    assert_eq!(accepted.paths()[0].method, "relayed");
+    assert_eq!(accepted.paths()[0].via, Some(relay));
+    // Nor is it told to others as where the peer is.
+    let carol = endpoint();
+    let (asking, _) = connected(&carol, &bob).await;
+    alice.set_reach(Reach {
+        findable: true,
+        ..Reach::default()
+    });
+    let found = within(async {
+        loop {
+            match asking.find(alice.identity().peer_id()).await {
+                Ok(found) => break found,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    });
+    assert_eq!(found.await.observed, []);
     // And a dial may know better.
     let carol = endpoint();
     let hint = RelayHint {

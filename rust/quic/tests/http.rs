@@ -3,8 +3,13 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use anyreach_net::{TunnelSend, TunnelSendError};
 use anyreach_quic::Endpoint;
 use bytes::Bytes;
 use common::{LONG, connected, endpoint, endpoint_with, identity, within};
@@ -69,4 +74,58 @@ async fn closing_the_endpoint_ends_the_wait() {
         .await
         .unwrap_err();
     assert_ne!(error.reason, "internal");
+}
+
+/// The outside of a bound address, for one client.
+#[derive(Clone)]
+struct Bound {
+    socket: Arc<UdpSocket>,
+    client: Arc<OnceLock<SocketAddr>>,
+}
+
+impl TunnelSend for Bound {
+    fn try_send(&self, _: u32, datagram: &[u8]) -> Result<(), TunnelSendError> {
+        let client = self.client.get().ok_or(TunnelSendError::Closed)?;
+        let _ = self.socket.send_to(datagram, client);
+        Ok(())
+    }
+}
+
+/// A node that is itself reached through a relay lends nothing: it does not know who asks from
+/// where, and tunnels within tunnels can lead into themselves.
+#[tokio::test]
+async fn nobody_relays_through_a_tunnel() {
+    let (behind, node) = (relay(), endpoint());
+    let socket = Arc::new(UdpSocket::bind(common::loopback()).unwrap());
+    let bound = Bound {
+        socket: socket.clone(),
+        client: Arc::default(),
+    };
+    let tunnel = behind.socket().add_tunnel(Box::new(bound.clone())).unwrap();
+    let injector = tunnel.injector();
+    let address = socket.local_addr().unwrap();
+    let forwarding = std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            if length == 0 {
+                return;
+            }
+            let _ = bound.client.set(from);
+            let _ = injector.inject(0, Bytes::copy_from_slice(&buffer[..length]));
+        }
+    });
+    let dialed = node.dial_http(address, Some(behind.identity().peer_id()), LONG);
+    let dialed = within(dialed).await.unwrap();
+    let noq::ConnectionError::ApplicationClosed(close) = within(dialed.engine.closed()).await
+    else {
+        panic!("it goes on");
+    };
+    assert_eq!(close.reason, &b"no relaying through a relay"[..]);
+    let nobody = tokio::time::timeout(Duration::from_millis(1), behind.accept_http()).await;
+    assert!(nobody.is_err());
+    UdpSocket::bind(common::loopback())
+        .unwrap()
+        .send_to(&[], address)
+        .unwrap();
+    forwarding.join().unwrap();
 }

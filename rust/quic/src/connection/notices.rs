@@ -50,11 +50,7 @@ impl Connection {
 
     /// Under which addresses the peer is seen from here, those at relays left out.
     pub(crate) fn observed_peer(&self) -> Vec<SocketAddr> {
-        let reach = self.reach();
-        let bound = |address| {
-            let relay = reach.as_ref().and_then(|reach| reach.relay_of(address));
-            relay.is_some()
-        };
+        let bound = |address| self.notices().relay_of(address).is_some();
         let mut observed = Vec::new();
         for path in self.paths() {
             // Through a tunnel of ours the peer may be seen itself, or a relay of its own.

@@ -200,7 +200,7 @@ impl Connection {
                 ),
             };
         }
-        let declared = self.reach().and_then(|reach| reach.relay_of(remote));
+        let declared = self.notices().relay_of(remote);
         // The hint is about the address, which the peer may have left since.
         let hint = hint
             .filter(|(hinted, hint)| *hinted == remote && hint.relayed)

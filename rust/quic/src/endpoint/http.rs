@@ -81,6 +81,13 @@ impl Endpoint {
             Ok(identified) => http_connection(engine, identified.peer_id, Some(permit)),
             Err(_) => return,
         };
+        if is_synthetic(connection.remote.ip()) {
+            // Where it comes from is known to a relay only. What is lent by the address of who asks
+            // cannot be lent there, and tunnels in tunnels can be made to lead into themselves.
+            let reason = b"no relaying through a relay";
+            connection.engine.close(H3_NO_ERROR, reason);
+            return;
+        }
         let send = self.0.http_arrivals.sender().clone();
         let refused = match send {
             Some(send) => send
