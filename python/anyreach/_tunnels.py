@@ -224,11 +224,10 @@ class Tunnels:
         Raises:
             TunnelFailed: there are too many, or none can be opened.
         """
+        for ended in [tunnel for tunnel in self if tunnel.ended]:
+            self._forget(ended)  # it has not been told of yet
         tunnel = self.find(target.peer_id) if target.peer_id is not None else None
         tunnel = tunnel or self._tunnels.get(target.host)
-        if tunnel is not None and tunnel.ended:  # and has not been told of yet
-            self._forget(tunnel)
-            tunnel = None
         if tunnel is None:
             tunnel = self._open(target)
         tunnel.holders.add(holder)
@@ -320,9 +319,8 @@ class Tunnels:
         if not addresses and proxy is None:
             detail = "no address of it is known that this node could reach"
             raise TunnelFailed((("", str(target.host), "family", detail, 0.0),))
-        if target.udp:
-            for address in target.addresses:
-                self._contacts.add(address.ip)
+        for address in target.addresses:  # if not now, UDP is tried later
+            self._contacts.add(address.ip)
         core = self._core.open_tunnel(
             peer_id=None if target.peer_id is None else bytes(target.peer_id),
             host=target.host.host,
@@ -349,15 +347,16 @@ class Tunnels:
         return bool(idle)
 
     async def _watch(self, key: PeerId | HostPort, tunnel: Tunnel) -> None:
-        seen = 0
+        seen, over = 0, False
         with suppress(asyncio.CancelledError):
-            while not tunnel.ended:
+            while not over:
                 seen = await self._wait(tunnel.core.poll_change, seen)
                 if tunnel.relay is None and tunnel.core.relay is not None:
                     tunnel.relay = PeerId(tunnel.core.relay)
+                over = tunnel.ended
                 if tunnel.up:
                     self._remember(tunnel)
-                elif tunnel.ended:
+                elif over:
                     self._forget(tunnel)
                 tunnel.changed()
                 self._told(tunnel)

@@ -179,6 +179,7 @@ class FakeTunnel:
     attempts: list[tuple[str, str, str, str, float]] = field(default_factory=list)
     changes: int = 0
     probed: int = 0
+    improvements: list[list[tuple[str, float]]] = field(default_factory=list)
     sent: int = 0
     received: int = 0
     _change: asyncio.Event = field(default_factory=asyncio.Event)
@@ -191,6 +192,9 @@ class FakeTunnel:
 
     def probe(self) -> None:
         self.probed += 1
+
+    def improve(self, plan: Sequence[tuple[str, float]]) -> None:
+        self.improvements.append(list(plan))
 
     def close(self) -> None:
         self.become("closed")
