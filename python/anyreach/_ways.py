@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from anyreach._flow import Way
@@ -17,7 +18,7 @@ from anyreach._local import from_core
 from anyreach._tunnels import Target, TunnelFailed
 from anyreach.addresses import HostPort, IpMode, Scope
 from anyreach.errors import ConnectionLost
-from anyreach.offers import Neighbourhood, acceptable
+from anyreach.offers import DENIED_PORTS, Neighbourhood, acceptable, may_be_relay
 from anyreach.peer import PeerId
 from anyreach.resolver import ResolutionError, resolve
 
@@ -193,7 +194,7 @@ class Ways:
         if self._direct:
             flow.add((HostPort(a.host, a.port) for a in own), "found")
         if self._relayed:
-            await self._relay(flow, own, self._bound(bound))
+            await self._relay(flow, own, self._bound(bound), around)
 
     def _bound(self, bound: Iterable[tuple[bytes, list[tuple[str, int]]]]) -> list[Way]:
         ways = []
@@ -202,12 +203,26 @@ class Ways:
             if who == self._me:
                 continue  # we would be relaying for ourselves: the peer is connected, then
             ways += [Way(from_core(*address), relay=who) for address in addresses]
-        return [way for way in ways if way.address.scope.dialable]
+        return [
+            way
+            for way in ways
+            if way.address.scope.dialable and way.address.port not in DENIED_PORTS
+        ]
 
-    async def _relay(self, flow: Flow, own: tuple[SocketAddress, ...], bound: list[Way]) -> None:
+    async def _relay(
+        self,
+        flow: Flow,
+        own: tuple[SocketAddress, ...],
+        bound: list[Way],
+        around: Neighbourhood,
+    ) -> None:
         """Try the ways through relays; those through our own tunnels only where it takes them."""
         udp = self._udp_works()
-        here = [way for way in bound if self._can_send(way.address)]
+        here = [
+            way
+            for way in bound
+            if self._can_send(way.address) and may_be_relay(way.address, around)
+        ]
         if udp is not False:
             for way in here:
                 flow.relay(way)
@@ -259,6 +274,7 @@ class Ways:
         record.reason, record.detail = "handshake-timeout", "the relay has not answered"
         try:
             tunnel = self._tunnels.hold(target, flow)
+            record.so_far = partial(_failed_so_far, tunnel)
             try:
                 await tunnel.ready()
             finally:
@@ -326,6 +342,14 @@ class Ways:
         except ResolutionError:
             pass  # a proxy may know the name
         return tuple(found)
+
+
+def _failed_so_far(tunnel: Tunnel) -> tuple[str, str] | None:
+    """Reason and detail of the carriers that failed already; those of a proxy say most."""
+    attempts = sorted(tunnel.core.attempts, key=lambda attempt: attempt[0] != "h2-proxy")
+    if not attempts:
+        return None
+    return attempts[0][2], "; ".join(f"{attempt[0]}: {attempt[3]}" for attempt in attempts)
 
 
 def _raw(peer_id: PeerId | None) -> bytes | None:

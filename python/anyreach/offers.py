@@ -7,6 +7,7 @@ something only inside a site are taken only with a sign that the third node is i
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from anyreach.addresses import IpAddress, SocketAddress
     from anyreach.candidates import InterfaceAddress
 
-__all__ = ["DENIED_PORTS", "Neighbourhood", "acceptable"]
+__all__ = ["DENIED_PORTS", "MAX_PER_HOST", "Neighbourhood", "acceptable", "may_be_relay"]
 
 DENIED_PORTS: Final = frozenset(
     {0, 19, 53, 69, 111, 123, 137, 138, 161, 389, 520, 1900, 5353, 11211}
@@ -26,6 +27,10 @@ DENIED_PORTS: Final = frozenset(
 """Ports of services that answer a small packet with a large one, or that act on any packet:
 chargen, DNS, TFTP, portmap, NTP, NetBIOS, SNMP, CLDAP, RIP, SSDP, mDNS, memcached. No node is
 reached there, and a handshake sent there helps an attack."""
+
+MAX_PER_HOST: Final = 4
+"""Addresses taken that differ in the port only: one that is open and one that is observed, twice.
+More would be many handshakes for one host, which may be somebody's victim."""
 
 _SITE: Final = frozenset({Scope.PRIVATE, Scope.UNIQUE_LOCAL, Scope.CGN})
 
@@ -58,7 +63,32 @@ def acceptable(
         around: this node.
     """
     candidates = dict.fromkeys((*((seen,) if seen is not None else ()), *offered))
-    return tuple(address for address in candidates if _accept(address, seen, around))
+    accepted: list[SocketAddress] = []
+    of_host: Counter[IpAddress] = Counter()
+    for address in candidates:
+        if of_host[address.ip] < MAX_PER_HOST and _accept(address, seen, around):
+            of_host[address.ip] += 1
+            accepted.append(address)
+    return tuple(accepted)
+
+
+def may_be_relay(address: SocketAddress, around: Neighbourhood) -> bool:
+    """Whether ``address``, where a relay is said to carry packets for a third node, may be dialed.
+
+    A relay that is no public one is known to those in its site, so the peer that names it must be
+    in ours. For packets of this node's own socket; through a tunnel the relay at its end judges.
+    """
+    if address.port in DENIED_PORTS:
+        return False
+    match address.scope:
+        case Scope.GLOBAL:
+            return True
+        case Scope.LOOPBACK:
+            return _scope(around.answerer) is Scope.LOOPBACK
+        case Scope.PRIVATE | Scope.UNIQUE_LOCAL | Scope.CGN:
+            return _scope(around.answerer) in (*_SITE, Scope.LOOPBACK)
+        case _:
+            return False
 
 
 def _accept(address: SocketAddress, seen: SocketAddress | None, around: Neighbourhood) -> bool:

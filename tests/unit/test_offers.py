@@ -6,7 +6,13 @@ import pytest
 
 from anyreach.addresses import HostPort, SocketAddress
 from anyreach.candidates import InterfaceAddress
-from anyreach.offers import DENIED_PORTS, Neighbourhood, acceptable
+from anyreach.offers import (
+    DENIED_PORTS,
+    MAX_PER_HOST,
+    Neighbourhood,
+    acceptable,
+    may_be_relay,
+)
 
 
 def address(text: str) -> SocketAddress:
@@ -74,3 +80,33 @@ def test_the_own_host_counts_only_if_all_are_on_it() -> None:
 def test_one_that_answers_through_a_relay_vouches_for_no_site() -> None:
     assert not accepted("10.1.2.3:9000", "10.1.2.3:9000", around(answerer=None))
     assert accepted("203.0.113.9:9000", None, around(answerer=None, external=None))
+
+
+def test_many_ports_of_one_host_are_not_tried() -> None:
+    offered = [address(f"203.0.113.9:{port}") for port in range(40000, 40032)]
+    assert acceptable(offered, None, around()) == tuple(offered[:MAX_PER_HOST])
+
+
+@pytest.mark.parametrize(
+    ("named", "answerer", "taken"),
+    [
+        ("203.0.113.9:50000", "203.0.113.1:9000", True),
+        ("203.0.113.9:50000", None, True),
+        ("203.0.113.9:53", "203.0.113.1:9000", False),
+        # Our router, our printer, and ourselves, in the words of a stranger.
+        ("192.168.5.1:50000", "203.0.113.1:9000", False),
+        ("192.168.5.1:50000", None, False),
+        ("127.0.0.1:50000", "203.0.113.1:9000", False),
+        ("127.0.0.1:50000", "192.168.5.9:9000", False),
+        ("169.254.169.254:50000", "192.168.5.9:9000", False),
+        ("224.0.0.1:50000", "127.0.0.1:9000", False),
+        # Those in the site know its relays.
+        ("192.168.5.1:50000", "192.168.5.9:9000", True),
+        ("127.0.0.1:50000", "127.0.0.1:9000", True),
+        ("192.168.5.1:50000", "127.0.0.1:9000", True),
+    ],
+)
+def test_relays_of_a_site_are_believed_to_those_in_it(
+    named: str, answerer: str | None, taken: bool
+) -> None:
+    assert may_be_relay(address(named), around(answerer=answerer)) is taken
