@@ -35,6 +35,8 @@ class Record:
     method: str = "direct"
     seconds: float | None = None
     actual: bytes | None = None
+    so_far: Callable[[], tuple[str, str] | None] | None = None
+    """Reason and detail of what has failed in it already, while it goes on."""
 
 
 class AttemptLog:
@@ -83,6 +85,8 @@ class AttemptLog:
             reason, detail, seconds = record.reason, record.detail, record.seconds
             if seconds is None:
                 seconds = now - record.begun
+                if record.so_far is not None:
+                    reason, detail = record.so_far() or (reason, detail)
                 reason, detail = pending or (reason, detail)
             attempts.append(Attempt(record.address, record.method, reason, detail, seconds * 1000))
         return tuple(attempts)

@@ -100,7 +100,7 @@ impl Tunnel {
     #[getter]
     fn attempts(&self) -> Result<Vec<PyAttempt>, Failure> {
         let attempts = match self.0.get()?.tunnel.state() {
-            State::Connecting => Vec::new(),
+            State::Connecting => self.0.get()?.tunnel.failing(),
             State::Up(up) => up.failed.clone(),
             State::Down(down) => down.attempts.clone(),
             State::Closed(closed) => closed.attempts.clone(),

@@ -6,7 +6,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     state::State,
-    target::{Plan, RelayTarget},
+    target::{Attempt, Plan, RelayTarget},
 };
 use crate::carrier::ClientCarrier;
 
@@ -20,6 +20,8 @@ pub(super) struct Control {
     better: watch::Sender<Option<Plan>>,
     route: Mutex<Route>,
     carrier: Mutex<Option<Arc<dyn ClientCarrier>>>,
+    /// What has failed in the search for a carrier that goes on.
+    failing: Mutex<Vec<Attempt>>,
 }
 
 /// Where to, and how.
@@ -38,7 +40,13 @@ impl Control {
             better: watch::Sender::new(None),
             route: Mutex::new(route),
             carrier: Mutex::new(None),
+            failing: Mutex::default(),
         }
+    }
+
+    /// What has failed in the search for a carrier that goes on, in that order.
+    pub(super) fn failing(&self) -> MutexGuard<'_, Vec<Attempt>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the tunnel.

@@ -15,9 +15,9 @@ use super::{
     request::TunnelRequest,
     session::{Opened, open},
     state::{Closed, Down, History, State},
-    target::{Attempt, CarrierDialer, Plan},
+    target::{Attempt, CarrierDialer, Dialed, Plan, RelayTarget},
 };
-use crate::carrier::{BoxFuture, CapsuleError, ClientCarrier, Close};
+use crate::carrier::{BoxFuture, CapsuleError, CarrierKind, ClientCarrier, Close};
 
 /// How long the end of a request is given to reach the relay before its connection is closed: the
 /// relay then frees what it has lent instead of keeping it for our return.
@@ -57,6 +57,28 @@ impl Current {
             reason = self.opened.session.ended() => reason,
             reason = self.carrier.closed() => reason,
         }
+    }
+}
+
+/// Notes what fails while others are still being tried.
+struct Noting {
+    dialer: Arc<dyn CarrierDialer>,
+    control: Arc<Control>,
+}
+
+impl CarrierDialer for Noting {
+    fn dial<'a>(
+        &'a self,
+        kind: CarrierKind,
+        target: &'a RelayTarget,
+    ) -> BoxFuture<'a, Result<Dialed, Vec<Attempt>>> {
+        Box::pin(async move {
+            let dialed = self.dialer.dial(kind, target).await;
+            if let Err(attempts) = &dialed {
+                self.control.failing().extend_from_slice(attempts);
+            }
+            dialed
+        })
     }
 }
 
@@ -130,7 +152,12 @@ impl Supervisor {
 
     async fn race(&self, plan: Plan) -> Raced {
         let Route { target, .. } = self.control.route().clone();
-        race(&*self.dialer, &target, &plan, |carrier| {
+        self.control.failing().clear();
+        let dialer = Noting {
+            dialer: self.dialer.clone(),
+            control: self.control.clone(),
+        };
+        race(&dialer, &target, &plan, |carrier| {
             let bridge = Arc::downgrade(&self.bridge);
             let (target, request) = (target.clone(), self.request.clone());
             Box::pin(async move { open(bridge, carrier, &target, &request).await })

@@ -19,7 +19,7 @@ use super::{
     request::{Lease, TunnelRequest},
     state::{State, Up},
     supervisor::Supervisor,
-    target::{CarrierDialer, Plan, RelayTarget},
+    target::{Attempt, CarrierDialer, Plan, RelayTarget},
 };
 use crate::carrier::CarrierKind;
 
@@ -236,6 +236,11 @@ impl Tunnel {
     /// What it has done so far.
     pub fn counters(&self) -> TunnelCounters {
         self.0.bridge.counters()
+    }
+
+    /// What has failed so far, while it looks for a carrier.
+    pub fn failing(&self) -> Vec<Attempt> {
+        self.0.control.failing().clone()
     }
 
     /// Looks at once whether the carrier is alive, or for another if there is none.
