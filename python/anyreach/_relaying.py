@@ -158,7 +158,7 @@ class Relaying:
         peer_id = PeerId(core.peer_id)
         self._proving.arrived(core)
         # One that came to us may be behind a NAT; what it lends would lead nowhere.
-        if "relay" in core.capabilities and core.outbound:
+        if "relay" in core.capabilities and (core.outbound or known):
             self._peers[peer_id] = _Peer(core, known)
         self.changed()
 

@@ -152,18 +152,23 @@ class Ways:
         """Ask one peer, and again a moment later: who has just joined tells bit by bit."""
         known: _Answer | None = None
         for pause in (*ASK_AGAIN, None):
-            answer = await self._question(flow, core, wanted, silent=known is not None)
+            status, answer = await self._question(flow, core, wanted, silent=known is not None)
             if answer is not None and answer != known:
                 known = answer
                 flow.look(self._use(flow, core, answer), f"anyreach-found {wanted}")
-            if pause is None or (known is None and pause != ASK_AGAIN[0]):
+            if pause is None or status not in _MAY_CHANGE:
+                return
+            if known is None and pause != ASK_AGAIN[0]:
                 return
             await asyncio.sleep(pause)
 
     async def _question(
         self, flow: Flow, core: _core.Connection, wanted: PeerId, *, silent: bool
-    ) -> _Answer | None:
-        """One question; what the peer knows. Failures are attempts, but for ``silent`` ones."""
+    ) -> tuple[str, _Answer | None]:
+        """One question; what became of it, and what the peer knows.
+
+        Failures are attempts, but for ``silent`` ones.
+        """
         helper = PeerId(core.peer_id)
         record = flow.log.begin(f"peer {helper.short}…", "relayed")
         record.reason, record.detail = "no-answer", "it was asked for the peer and has not answered"
@@ -172,13 +177,13 @@ class Ways:
                 status, seen, direct, bound = await self._wait(core.find(bytes(wanted)).poll)
         except (ConnectionLost, TimeoutError):
             flow.log.end(record, "no-answer", "it was asked for the peer and did not answer")
-            return None
+            return "no-answer", None
         flow.log.forget(record)
         if status == "ok":
-            return seen, direct, bound
+            return status, (seen, direct, bound)
         if not silent:
             flow.log.replace(record, "unknown-peer", _REFUSALS.get(status, f"it says {status}"))
-        return None
+        return status, None
 
     async def _use(self, flow: Flow, core: _core.Connection, answer: _Answer) -> None:
         seen, direct, bound = answer
@@ -355,6 +360,9 @@ def _failed_so_far(tunnel: Tunnel) -> tuple[str, str] | None:
 def _raw(peer_id: PeerId | None) -> bytes | None:
     return None if peer_id is None else bytes(peer_id)
 
+
+_MAY_CHANGE: Final = frozenset({"ok", "unknown"})
+"""Answers after which it makes sense to ask again."""
 
 _REFUSALS: Final = {
     "unknown": "it does not know the peer",

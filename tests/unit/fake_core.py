@@ -96,6 +96,7 @@ class FakeConnection:
     asked: int = 0
     answer: asyncio.Future[bool] | None = None
     questions: list[FakeFind] = field(default_factory=list)
+    standing: tuple[str, dict[str, Any]] | None = None
 
     def poll_answers(self, *_: object) -> None:
         raise AssertionError("the fake waiter looks at the answer instead")
@@ -117,7 +118,15 @@ class FakeConnection:
     def find(self, peer_id: bytes) -> _core.Find:
         question = FakeFind(peer_id)
         self.questions.append(question)
+        if self.standing is not None:
+            status, answer = self.standing
+            question.answer(status, **answer)
         return cast("_core.Find", question)
+
+    def says(self, status: str = "ok", **answer: Any) -> FakeConnection:
+        """Have every question answered like this from now on; see :meth:`FakeFind.answer`."""
+        self.standing = status, answer
+        return self
 
     def core(self) -> _core.Connection:
         return cast("_core.Connection", self)
