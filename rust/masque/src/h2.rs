@@ -16,7 +16,8 @@ mod tunnel;
 
 pub use client::connect;
 pub use dial::{Route, Security, Target, dial};
-pub use listen::{Authenticate, Limits, serve_listener};
+pub use crate::places::Limits;
+pub use listen::{Authenticate, serve_listener};
 pub use server::serve;
 
 use std::time::Duration;

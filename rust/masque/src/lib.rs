@@ -12,5 +12,6 @@ pub mod h2;
 pub mod h3;
 pub mod https;
 mod pace;
+mod places;
 pub mod relay;
 pub mod server;

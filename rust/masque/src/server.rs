@@ -13,12 +13,13 @@ use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     carrier::{CarrierKind, Client, Service},
-    h2::{Limits, serve_listener},
+    h2::serve_listener,
     h3,
     https::{
         Authenticated, ServerCertificate, X509Error, tcp,
         token::{Audience, Verifier},
     },
+    places::{Limits, Place, Places},
     relay::Relay,
 };
 
@@ -28,9 +29,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes of datagrams kept for a slow client, as between nodes: 10 ms of 100 Mbit/s.
 const DATAGRAM_QUEUE: usize = 128 << 10;
-
-/// Connections of ordinary clients over QUIC at once.
-const MAX_QUIC_CLIENTS: usize = 1024;
 
 /// Socket buffers asked for, each way.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -180,21 +178,23 @@ async fn serve_nodes(endpoint: Endpoint, service: Arc<dyn Service>) {
 /// HTTP/3 of ordinary clients.
 async fn serve_quic(endpoint: noq::Endpoint, service: Arc<dyn Service>) {
     let local = endpoint.local_addr().ok().map(canonical);
+    let places = Places::new(Limits::default());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { break };
-                if connections.len() >= MAX_QUIC_CLIENTS {
-                    incoming.refuse();
-                    continue;
-                }
                 if !incoming.remote_address_validated() {
                     // Cheap for an honest client, and forged ones get no further.
                     let _ = incoming.retry();
                     continue;
                 }
-                connections.spawn(serve_quic_client(incoming, local, service.clone()));
+                let Some(place) = places.take(incoming.remote_address().ip()) else {
+                    incoming.refuse();
+                    continue;
+                };
+                let service = service.clone();
+                connections.spawn(serve_quic_client(incoming, local, service, place));
             }
             Some(_) = connections.join_next() => {}
         }
@@ -205,6 +205,7 @@ async fn serve_quic_client(
     incoming: noq::Incoming,
     local: Option<SocketAddr>,
     service: Arc<dyn Service>,
+    mut place: Place,
 ) {
     let remote = canonical(incoming.remote_address());
     let connection = match incoming.await {
@@ -214,6 +215,7 @@ async fn serve_quic_client(
             return;
         }
     };
+    place.handshake_done();
     let path = connection.path(noq::PathId::ZERO);
     let local_ip = path
         .and_then(|path| path.network_path().ok())
