@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, TypeAlias
 
@@ -136,6 +137,8 @@ def parse_ip(text: str) -> IpAddress | None:
     return canonical_ip(ip)
 
 
+# Asked for the same few addresses with every connection; networks are compared one by one.
+@lru_cache(maxsize=4096)
 def scope_of(ip: IpAddress) -> Scope:
     """The scope of ``ip``.
 

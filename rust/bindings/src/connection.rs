@@ -1,6 +1,8 @@
 //! An established connection to a peer: streams, datagrams, paths, its end.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::Poll;
@@ -278,9 +280,18 @@ impl Connection {
                 let received = inner.receiving.poll(queue, token, || {
                     let engine = inner.connection.engine().clone();
                     Box::pin(async move {
+                        // Waits without room for a batch: on most connections none ever comes.
+                        let first = engine.read_datagram().await?;
                         let mut batch = vec![Bytes::new(); DATAGRAM_BATCH];
-                        let count = engine.read_many_datagrams(&mut batch).await?;
-                        batch.truncate(count);
+                        batch[0] = first;
+                        let count = {
+                            let mut more = pin!(engine.read_many_datagrams(&mut batch[1..]));
+                            match poll_fn(|cx| Poll::Ready(more.as_mut().poll(cx))).await {
+                                Poll::Ready(count) => count.unwrap_or(0),
+                                Poll::Pending => 0,
+                            }
+                        };
+                        batch.truncate(1 + count);
                         Ok(batch)
                     })
                 })?;
