@@ -42,7 +42,7 @@ pub const VERSION: u16 = 1;
 
 /// Longest message, without its length prefix: 64 KiB.
 ///
-/// A hello takes about a hundred bytes and the longest [`Found`] about two thousand; the rest is
+/// A hello takes about a hundred bytes and the longest [`Found`] about three thousand; the rest is
 /// room for later versions. A peer can make us hold this much per connection.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Questions of one peer that are answered: a node that starts may look for all its friends at
-/// once, and in an hour for thousands. An answer is a table look-up and at most 2 KB.
+/// once, and in an hour for thousands. An answer is a table look-up and at most 3 KB.
 pub(super) const FIND_PACE: Pace = Pace {
     burst: 64,
     period: Duration::from_millis(125),

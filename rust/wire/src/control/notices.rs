@@ -8,9 +8,9 @@ pub type PeerIdBytes = [u8; 32];
 /// Most direct addresses in a message: interfaces and external addresses of a host, both families.
 pub const MAX_DIRECT_ADDRESSES: usize = 32;
 
-/// Most relays in a message. A node reserves at two; the rest is room while it moves from some to
-/// others.
-pub const MAX_RELAYS: usize = 8;
+/// Most relays in a message: as many as a node has tunnels. It reserves at two and dials through
+/// others, and an address that is left out would be taken for the node's own by who sees it.
+pub const MAX_RELAYS: usize = 16;
 
 /// Most addresses bound at one relay: two families, and twice that for a relay with two lines.
 pub const MAX_BOUND_ADDRESSES: usize = 4;
