@@ -158,7 +158,8 @@ class Relaying:
         peer_id = PeerId(core.peer_id)
         self._proving.arrived(core)
         # One that came to us may be behind a NAT; what it lends would lead nowhere.
-        if "relay" in core.capabilities and (core.outbound or known):
+        trusted = core.outbound or known or peer_id in self._peers
+        if "relay" in core.capabilities and trusted:
             self._peers[peer_id] = _Peer(core, known)
         self.changed()
 
@@ -347,6 +348,7 @@ class Relaying:
             self._recorder.reservation(held.carrier, "failed")
         held.reserved, held.down_since = False, None
         self._give_up(held)
+        self.changed()  # when it may be asked again is for the policy to say
 
     def _lost(self, held: _Held) -> None:
         self._recorder.reservation(held.carrier, "lost")
