@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
     from anyreach.peer import PeerAddress
 
-__all__ = ["NO_ANSWER", "SELF", "AttemptLog", "Record"]
+__all__ = ["NO_ANSWER", "SELF", "UNKNOWN", "AttemptLog", "Record"]
 
 SELF: Final = "self"
 """Reason of an attempt that reached the dialing node itself."""
 
 NO_ANSWER: Final = "no-answer"
 """Reason of the attempt to use the connection there was."""
+
+UNKNOWN: Final = "unknown-peer"
+"""Reason of a question to a peer that could not, or would not, say where the wanted one is."""
 
 _TIMES_UP: Final = frozenset({"handshake-timeout"})
 
@@ -69,7 +72,11 @@ class AttemptLog:
     def replace(self, record: Record, reason: str, detail: str) -> None:
         """As :meth:`end`, in place of an earlier attempt of the same kind at the same address."""
         same = (record.address, record.method, reason)
-        self._records = [r for r in self._records if (r.address, r.method, r.reason) != same]
+        self._records = [
+            other
+            for other in self._records
+            if other is not record and (other.address, other.method, other.reason) != same
+        ]
         self._records.append(record)
         self.end(record, reason, detail)
 
@@ -132,6 +139,11 @@ class AttemptLog:
             return ConnectTimeout(
                 f"{who} does not answer on the connection there is, and no address to dial it at"
                 " is known; pass ID@HOST:PORT or a ticket",
+                attempts,
+            )
+        if reasons == {UNKNOWN}:
+            return ConnectError(
+                f"no peer that was asked tells where {who} is; pass ID@HOST:PORT or a ticket",
                 attempts,
             )
         direct = {a.reason for a in attempts if a.method == "direct"} - {NO_ANSWER}

@@ -13,6 +13,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+from anyreach._attempts import UNKNOWN
 from anyreach._flow import Way
 from anyreach._local import from_core
 from anyreach._tunnels import Target, TunnelFailed
@@ -182,7 +183,7 @@ class Ways:
         if status == "ok":
             return status, (seen, direct, bound)
         if not silent:
-            flow.log.replace(record, "unknown-peer", _REFUSALS.get(status, f"it says {status}"))
+            flow.log.replace(record, UNKNOWN, _REFUSALS.get(status, f"it says {status}"))
         return status, None
 
     async def _use(self, flow: Flow, core: _core.Connection, answer: _Answer) -> None:

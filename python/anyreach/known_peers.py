@@ -74,6 +74,8 @@ class KnownPeers:
         self._holders: dict[PeerId, KnownPeer] = {}
         # Entries that pause before the next attempt, by the peer they wait for.
         self._pausing: dict[KnownPeer, tuple[PeerId, asyncio.Event]] = {}
+        # All entries, with the peer that was found there last.
+        self._found: dict[KnownPeer, PeerId | None] = {}
         # Entries that have not been tried to the end once, and who waits for them.
         self._first: set[KnownPeer] = set()
         self._expecting: set[asyncio.Future[bool]] = set()
@@ -82,7 +84,9 @@ class KnownPeers:
 
     def expect(self, entries: Iterable[KnownPeer]) -> None:
         """Say which entries are going to be kept, before the first of them is."""
-        self._first.update(entries)
+        for entry in entries:
+            self._found[entry] = entry.peer_id
+            self._first.add(entry)
 
     def joining(self) -> asyncio.Future[bool]:
         """Waits until a peer is connected, or no entry is on its first attempt any more.
@@ -123,7 +127,7 @@ class KnownPeers:
 
     def is_known(self, peer_id: PeerId) -> bool:
         """Whether the user named this peer, or the place where it was found."""
-        return peer_id in self._holders or any(e.peer_id == peer_id for e in self._first)
+        return peer_id in self._found.values()
 
     async def keep(self, entry: KnownPeer) -> None:
         """Keep ``entry`` connected until cancelled; returns only if it is the node itself."""
@@ -145,7 +149,7 @@ class KnownPeers:
                 await self._pause(entry, peer_id, retry_delay(failures, self._fraction()))
                 continue
             self._tried(entry)
-            peer_id = connection.peer_id
+            peer_id = self._found[entry] = connection.peer_id
             lasted, reason = await self._hold(entry, connection)
             if reason == "replaced" and not await self._is_succeeded(entry, peer_id):
                 logger.warning("known peer %s: %s", entry, SAME_KEY)

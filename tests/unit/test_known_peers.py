@@ -239,3 +239,82 @@ async def test_a_pause_ends_when_the_peer_arrives() -> None:
     keeper.arrived(PEER)
     await asyncio.wait_for(pause, 5)
     assert not keeper._pausing
+
+
+OTHERS = [KnownPeer.parse(f"192.0.2.{i}:9000") for i in (2, 3)]
+
+
+async def test_without_entries_nobody_is_expected(script: Script) -> None:
+    assert await script.keeper.joining() is False
+    script.keeper.expect([])
+    assert await script.keeper.joining() is False
+
+
+async def test_whoever_waits_hears_of_each_peer_and_of_the_last_failure(script: Script) -> None:
+    keeper = script.keeper
+    keeper.expect(OTHERS)
+    keeping = [asyncio.create_task(keeper.keep(entry)) for entry in OTHERS]
+    waiting = keeper.joining()
+    await script.calls.get()
+    await script.calls.get()
+    assert not waiting.done()
+    keeper.arrived(PEER)
+    assert await waiting is True
+    script.answers.put_nowait(FakeConnection())
+    waiting = keeper.joining()
+    await script.event()
+    assert not waiting.done(), "the other one is still on its first attempt"
+    script.answers.put_nowait(refused())
+    assert await asyncio.wait_for(waiting, 5) is False
+    assert await keeper.joining() is False, "later attempts are nothing to wait for"
+    for task in keeping:
+        task.cancel()
+    await asyncio.wait(keeping)
+
+
+async def test_who_gave_up_waiting_is_forgotten(script: Script) -> None:
+    script.keeper.expect(OTHERS)
+    waiting = script.keeper.joining()
+    waiting.cancel()
+    await asyncio.sleep(0)
+    assert not script.keeper._expecting
+    script.keeper.arrived(PEER)
+
+
+async def test_a_peer_is_known_by_id_or_by_place(script: Script) -> None:
+    keeper = script.keeper
+    named = KnownPeer.parse(f"{ME}@192.0.2.9:9000")
+    keeper.expect([named, ENTRY])
+    assert keeper.is_known(ME)
+    assert not keeper.is_known(PEER)
+    keeping = asyncio.create_task(keeper.keep(ENTRY))
+    connection = FakeConnection()
+    script.answers.put_nowait(connection)
+    await script.event()
+    assert keeper.is_known(PEER)
+    connection.ended.set()
+    script.answers.put_nowait(refused())
+    await script.event()
+    assert keeper.is_known(PEER), "it lives there still, for all we know"
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+async def test_the_latest_failures_are_kept_until_somebody_answers(script: Script) -> None:
+    keeper = script.keeper
+    keeper.expect([ENTRY])
+    assert keeper.failures() == ()
+    keeping = asyncio.create_task(keeper.keep(ENTRY))
+    for _ in range(2):
+        script.answers.put_nowait(refused())
+        await script.event()
+        assert [attempt.reason for attempt in keeper.failures()] == ["refused"]
+    script.answers.put_nowait(FakeConnection())
+    await script.event()
+    assert keeper.failures() == ()
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+def refused() -> ConnectError:
+    return ConnectError("no", (Attempt("192.0.2.1:9000", "direct", "refused", "no", 1.0),))
