@@ -1,0 +1,387 @@
+"""How a relayed connection gets a direct path, and a relayed one a spare."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from anyreach._flow import Way
+from anyreach._proving import Contacts
+from anyreach._upgrades import MAX_DIRECT, Upgrades
+from anyreach.addresses import SocketAddress
+from anyreach.errors import ConnectionLost
+from anyreach.peer import PeerId
+
+from .fake_core import FakeConnection, FakeEndpoint, FakePath, FakePathAttempt, FakeTunnel, settle
+from .virtual_time import in_virtual_time
+
+RELAY, RELAY2 = (PeerId(bytes([i]) * 32) for i in (3, 4))
+DIRECT = SocketAddress.of("192.0.2.9", 9000)
+SPARE = Way(SocketAddress.of("198.51.100.2", 5000), relay=RELAY2)
+
+
+def relayed(number: int = 0, *, current: bool = True, rtt: float = 0.04) -> FakePath:
+    remote = (f"198.51.100.{number + 1}", 5000)
+    return FakePath(number, remote, "relayed", rtt=rtt, current=current, via=RELAY.raw)
+
+
+def direct(number: int = 5, *, current: bool = True) -> FakePath:
+    return FakePath(number, (DIRECT.host, DIRECT.port), current=current)
+
+
+@dataclass
+class Rig:
+    """Upgrades on a fake endpoint, and a connection that goes through a relay."""
+
+    grace: float | None = None
+    wants_direct: bool = True
+    endpoint: FakeEndpoint = field(default_factory=FakeEndpoint)
+    contacts: Contacts = field(default_factory=Contacts)
+    connection: FakeConnection = field(
+        default_factory=lambda: FakeConnection(id=7, route=[relayed()])
+    )
+
+    def __post_init__(self) -> None:
+        self.upgrades = Upgrades(
+            self.endpoint,
+            self.endpoint.wait,
+            direct=self.wants_direct,
+            grace=self.grace,
+            timeout=10.0,
+            contacts=self.contacts,
+        )
+
+    def begin(self, *addresses: SocketAddress, ways: tuple[Way, ...] = ()) -> None:
+        self.upgrades.begin(self.connection.core(), addresses, ways)
+
+    async def attempts(self, count: int) -> list[FakePathAttempt]:
+        """The attempts, of which there must be so many."""
+        await self.endpoint.opened(count)
+        await settle()
+        assert len(self.endpoint.paths) == count
+        return self.endpoint.paths
+
+    async def succeed(self, attempt: FakePathAttempt, *route: FakePath) -> None:
+        self.connection.route = list(route)
+        attempt.attempt.outcome.set_result(route[0].id)
+        self.upgrades.changed(self.connection.core())
+        await settle()
+
+    async def fail_all(self, reason: str = "handshake-timeout") -> None:
+        for path in self.endpoint.paths:
+            if not path.attempt.outcome.done():
+                path.attempt.fail(reason)
+        await settle()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def waited(rig: Rig) -> float:
+    """Seconds connect() waits."""
+    begun = now()
+    await rig.upgrades.grace(rig.connection.core())
+    return now() - begun
+
+
+# Looking
+
+
+@in_virtual_time
+async def test_all_addresses_are_tried_at_once_and_the_spare_beside_them() -> None:
+    rig = Rig()
+    other = SocketAddress.of("2001:db8::9", 9000)
+    rig.begin(DIRECT, other, ways=(SPARE,))
+    tried = await rig.attempts(3)
+    assert {(path.address, path.relayed, path.standby, path.via) for path in tried} == {
+        ("192.0.2.9 9000", False, False, None),
+        ("2001:db8::9 9000", False, False, None),
+        ("198.51.100.2 5000", True, True, None),
+    }
+    assert all(ip_address(ip) in rig.contacts for ip in ("192.0.2.9", "2001:db8::9"))
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_failures_are_repeated_ever_more_rarely() -> None:
+    rig = Rig()
+    rig.begin(DIRECT)
+    pauses, failed_at = [], now()
+    for count in range(1, 9):
+        async with asyncio.timeout(100):
+            while len(rig.endpoint.paths) < count:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.01)
+        pauses.append(now() - failed_at)
+        await asyncio.sleep(1)
+        await rig.fail_all()
+        failed_at = now()
+    assert pauses == pytest.approx([0, 5, 10, 20, 40, 60, 60, 60], abs=0.1)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_path_events_that_bring_nothing_do_not_hurry() -> None:
+    rig = Rig()
+    rig.begin(DIRECT)
+    await rig.attempts(1)
+    await rig.fail_all()
+    for _ in range(20):
+        rig.upgrades.changed(rig.connection.core())
+        await settle()
+    await rig.attempts(1)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_news_of_the_peer_are_tried_at_once() -> None:
+    rig = Rig()
+    rig.begin(DIRECT)
+    await rig.attempts(1)
+    await rig.fail_all()
+    begun = now()
+    rig.begin(SocketAddress.of("192.0.2.10", 9000))
+    tried = await rig.attempts(3)
+    assert now() == pytest.approx(begun, abs=0.01)
+    assert [path.address for path in tried[1:]] == ["192.0.2.10 9000", "192.0.2.9 9000"]
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_a_direct_path_ends_the_search_and_its_loss_begins_another() -> None:
+    rig = Rig()
+    rig.begin(DIRECT)
+    (first,) = await rig.attempts(1)
+    await rig.succeed(first, direct(), relayed(current=False))
+    await asyncio.sleep(600)
+    await rig.attempts(1)
+    rig.connection.route = [relayed()]
+    begun = now()
+    rig.upgrades.changed(rig.connection.core())
+    await rig.attempts(2)
+    assert now() == pytest.approx(begun, abs=0.01)
+    await rig.fail_all()
+    # And again with short pauses.
+    await asyncio.sleep(5.1)
+    await rig.attempts(3)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_a_peer_can_have_only_so_many_addresses_tried() -> None:
+    rig = Rig()
+    crowd = [SocketAddress.of(f"192.0.2.{i}", 9000) for i in range(MAX_DIRECT)]
+    rig.begin(*crowd)
+    await rig.attempts(MAX_DIRECT)
+    await rig.fail_all()
+    fresh = [SocketAddress.of(f"203.0.113.{i}", 9000) for i in range(3)]
+    rig.begin(*fresh)
+    tried = (await rig.attempts(2 * MAX_DIRECT))[MAX_DIRECT:]
+    addresses = {path.address for path in tried}
+    assert len(addresses) == MAX_DIRECT
+    assert {"203.0.113.0 9000", "203.0.113.2 9000"} <= addresses
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_an_address_in_a_zone_that_is_gone_is_passed_over() -> None:
+    rig = Rig()
+    rig.begin(SocketAddress.of("fe80::1%none0", 9000), DIRECT)
+    (path,) = await rig.attempts(1)
+    assert path.address == "192.0.2.9 9000"
+    await rig.upgrades.end()
+
+
+@pytest.mark.parametrize(
+    "route", [[direct()], [direct(), relayed(current=False)], []], ids=["direct", "both", "none"]
+)
+@in_virtual_time
+async def test_nothing_is_done_where_data_does_not_go_through_a_relay(
+    route: list[FakePath],
+) -> None:
+    rig = Rig(connection=FakeConnection(id=7, route=route))
+    rig.begin(DIRECT, ways=(SPARE,))
+    assert await waited(rig) == 0
+    await rig.attempts(0)
+
+
+@in_virtual_time
+async def test_without_direct_paths_only_a_spare_is_kept() -> None:
+    rig = Rig(wants_direct=False)
+    rig.begin(DIRECT, ways=(SPARE,))
+    (path,) = await rig.attempts(1)
+    assert path.standby
+    assert await waited(rig) == 0
+    await rig.upgrades.end()
+
+
+# Spares
+
+
+@in_virtual_time
+async def test_one_spare_is_enough() -> None:
+    rig = Rig()
+    ways = [Way(SocketAddress.of(f"198.51.100.{i}", 5000), relay=RELAY2) for i in (2, 3, 4)]
+    rig.begin(ways=tuple(ways))
+    (first,) = await rig.attempts(1)
+    first.attempt.fail("handshake-timeout")
+    _, second = await rig.attempts(2)
+    await rig.succeed(second, relayed(), relayed(2, current=False))
+    await asyncio.sleep(600)
+    await rig.attempts(2)
+    # The spare is used up, or dead.
+    rig.connection.route = [relayed(2)]
+    rig.begin()
+    assert (await rig.attempts(3))[2].address == "198.51.100.2 5000"
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_the_relayed_path_is_the_spare_of_the_direct_one() -> None:
+    rig = Rig()
+    rig.begin(DIRECT)
+    (first,) = await rig.attempts(1)
+    await rig.succeed(first, direct(), relayed(current=False))
+    rig.connection.route = [relayed(), direct(current=False)]
+    rig.begin(ways=(SPARE,))
+    await rig.attempts(2)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_the_way_in_use_is_no_spare() -> None:
+    rig = Rig()
+    rig.begin(ways=(Way(SocketAddress.of("198.51.100.1", 5000), relay=RELAY),))
+    await asyncio.sleep(100)
+    await rig.attempts(0)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_the_same_place_through_a_tunnel_is_another_way() -> None:
+    tunnel = FakeTunnel(relay=RELAY2.raw)
+    way = Way(SocketAddress.of("198.51.100.1", 5000), relay=RELAY, tunnel=tunnel.core())
+    rig = Rig()
+    rig.begin(ways=(way,))
+    (path,) = await rig.attempts(1)
+    assert path.via is tunnel
+    assert ip_address("198.51.100.1") not in rig.contacts
+    path.attempt.fail("handshake-timeout")
+    used = relayed()
+    used.tunnelled, used.via = True, RELAY2.raw
+    rig.connection.route = [used]
+    rig.begin()
+    await asyncio.sleep(100)
+    await rig.attempts(1)
+    await rig.upgrades.end()
+
+
+# Waiting
+
+
+@in_virtual_time
+async def test_the_grace_is_four_round_trips_at_most_a_second() -> None:
+    for rtt, expected in ((0.04, 0.21), (0.1, 0.45), (0.5, 1.0), (0.0, 0.05)):
+        rig = Rig(connection=FakeConnection(id=7, route=[relayed(rtt=rtt)]))
+        rig.begin(DIRECT)
+        assert await waited(rig) == pytest.approx(expected, abs=0.01)
+        await rig.upgrades.end()
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.3, 2.5])
+@in_virtual_time
+async def test_the_grace_may_be_configured(grace: float) -> None:
+    rig = Rig(grace=grace)
+    rig.begin(DIRECT)
+    assert await waited(rig) == pytest.approx(grace, abs=0.01)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_a_direct_path_ends_the_grace() -> None:
+    rig = Rig(grace=10)
+    rig.begin(DIRECT)
+    (path,) = await rig.attempts(1)
+    waiting = asyncio.create_task(waited(rig))
+    await asyncio.sleep(0.1)
+    await rig.succeed(path, direct(), relayed(current=False))
+    assert await waiting == pytest.approx(0.1, abs=0.01)
+    assert await waited(rig) == 0
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_a_direct_path_the_events_tell_of_ends_the_grace_as_well() -> None:
+    rig = Rig(grace=10)
+    rig.begin(DIRECT)
+    waiting = asyncio.create_task(waited(rig))
+    await asyncio.sleep(0.1)
+    rig.connection.route.append(direct(current=False))
+    rig.upgrades.changed(rig.connection.core())
+    assert await waiting == pytest.approx(0.1, abs=0.01)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_nobody_waits_for_a_path_that_cannot_come() -> None:
+    rig = Rig(grace=10)
+    rig.begin(ways=(SPARE,))
+    assert await waited(rig) == 0
+    await rig.upgrades.end()
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionLost("gone", reason="timeout", code=0), None], ids=["told", "seen"]
+)
+@in_virtual_time
+async def test_the_end_of_the_connection_ends_the_search(error: Exception | None) -> None:
+    before = asyncio.all_tasks()
+    rig = Rig()
+    rig.begin(DIRECT)
+    (path,) = await rig.attempts(1)
+    rig.connection.close_reason = ("timeout", 0, "")
+    rig.connection.route = []
+    if error is not None:
+        path.attempt.outcome.set_exception(error)
+        await asyncio.sleep(6)
+        assert asyncio.all_tasks() == before
+    rig.upgrades.ended(rig.connection.id)
+    await settle()
+    assert asyncio.all_tasks() == before
+    rig.upgrades.ended(rig.connection.id)
+
+
+@in_virtual_time
+async def test_nothing_is_left_at_the_end() -> None:
+    before = asyncio.all_tasks()
+    rig = Rig()
+    rig.begin(DIRECT, ways=(SPARE,))
+    await rig.attempts(2)
+    await rig.upgrades.end()
+    assert asyncio.all_tasks() == before
+    rig.upgrades.changed(rig.connection.core())
+    assert await waited(rig) == 0
+
+
+@in_virtual_time
+async def test_attempts_know_how_long_they_may_take() -> None:
+    seen: list[Any] = []
+    rig = Rig()
+    original = rig.endpoint.open_path
+
+    def open_path(*args: Any, **options: Any) -> Any:
+        seen.append(args[3])
+        return original(*args, **options)
+
+    rig.endpoint.open_path = open_path  # type: ignore[method-assign]
+    rig.begin(DIRECT, ways=(SPARE,))
+    await rig.attempts(2)
+    assert seen == [10.0, 10.0]
+    await rig.upgrades.end()
