@@ -337,10 +337,10 @@ impl Endpoint {
         target.tcp = addresses(tcp)?;
         // Between us and a proxy that ends TLS there are no raw keys; a token says who we are.
         if proxy.is_some() && allow_tls_inspection {
-            target.trust = Trust::Web;
+            target.trust = Trust::NodeOrWeb;
             target.credentials = Credentials::Token(Arc::clone(inner.endpoint.identity()));
         }
-        let web = target.trust == Trust::Web || proxy.as_ref().is_some_and(|proxy| proxy.tls);
+        let web = target.trust != Trust::Node || proxy.as_ref().is_some_and(|proxy| proxy.tls);
         target.proxy = proxy;
         let options = TunnelOptions {
             target,

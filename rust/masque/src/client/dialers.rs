@@ -112,7 +112,7 @@ impl Dialers {
                 let connection = dial.await.map_err(carrier_error)?;
                 h3::connect(connection.engine, Some(connection.peer_id)).await
             }
-            Trust::Web => {
+            Trust::Web | Trust::NodeOrWeb => {
                 let config = self.web()?.quic.clone();
                 let name = target.template.host().to_string();
                 let dial = self
@@ -129,7 +129,7 @@ impl Dialers {
                 tls: self.node.clone(),
                 expected: target.peer,
             },
-            Trust::Web => Security::X509 {
+            Trust::Web | Trust::NodeOrWeb => Security::X509 {
                 tls: self
                     .web()
                     .map_err(|error| refused(&route, error))?
@@ -155,6 +155,27 @@ impl Dialers {
         };
         Ok(Route::Proxy { proxy, tls })
     }
+
+    async fn dial_kind(
+        &self,
+        kind: CarrierKind,
+        target: &RelayTarget,
+    ) -> Result<Dialed, Vec<Attempt>> {
+        match kind {
+            CarrierKind::H3 => self.dial_h3(target).await,
+            CarrierKind::H2 if target.tcp.is_empty() => Err(vec![unreachable(kind)]),
+            CarrierKind::H2 => {
+                let route = Route::Direct(target.tcp.clone());
+                self.dial_h2(target, route).await
+            }
+            CarrierKind::H2Proxy => {
+                let route = self
+                    .proxied(target)
+                    .map_err(|error| vec![Attempt::new(kind, None, error, Duration::ZERO)])?;
+                self.dial_h2(target, route).await
+            }
+        }
+    }
 }
 
 impl CarrierDialer for Dialers {
@@ -164,22 +185,35 @@ impl CarrierDialer for Dialers {
         target: &'a RelayTarget,
     ) -> BoxFuture<'a, Result<Dialed, Vec<Attempt>>> {
         Box::pin(async move {
-            match kind {
-                CarrierKind::H3 => self.dial_h3(target).await,
-                CarrierKind::H2 if target.tcp.is_empty() => Err(vec![unreachable(kind)]),
-                CarrierKind::H2 => {
-                    let route = Route::Direct(target.tcp.clone());
-                    self.dial_h2(target, route).await
-                }
-                CarrierKind::H2Proxy => {
-                    let route = self
-                        .proxied(target)
-                        .map_err(|error| vec![Attempt::new(kind, None, error, Duration::ZERO)])?;
-                    self.dial_h2(target, route).await
-                }
+            if target.trust != Trust::NodeOrWeb {
+                return self.dial_kind(kind, target).await;
             }
+            let by = |trust| RelayTarget {
+                trust,
+                ..target.clone()
+            };
+            let mut tried = match self.dial_kind(kind, &by(Trust::Node)).await {
+                Err(tried) if tried.iter().any(may_be_inspected) => tried,
+                other => return other,
+            };
+            self.dial_kind(kind, &by(Trust::Web)).await.map_err(|more| {
+                tried.extend(more);
+                tried
+            })
         })
     }
+}
+
+/// Whether something that ends TLS may have been in the way: somebody answered, but not as a node.
+fn may_be_inspected(tried: &Attempt) -> bool {
+    ![
+        "unreachable",
+        "handshake-timeout",
+        "peer-id-mismatch",
+        "proxy-auth",
+        "proxy-refused",
+    ]
+    .contains(&tried.reason)
 }
 
 fn unreachable(kind: CarrierKind) -> Attempt {

@@ -53,6 +53,9 @@ pub enum Trust {
     Node,
     /// With an X.509 certificate for its name.
     Web,
+    /// As a node; where that fails, as a proxy that ends TLS on the way makes it fail, with a
+    /// certificate. For users who allow it by name.
+    NodeOrWeb,
 }
 
 /// What goes into the `authorization` field of a request.

@@ -169,6 +169,48 @@ async fn without_a_proxy_there_is_no_way_through_one() {
     assert_eq!(closed.attempts[0].reason, "unreachable");
 }
 
+/// To allow that TLS is inspected must cost nothing where it is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_inspection_is_allowed_both_nodes_and_certificates_are_believed() {
+    let certificate = ServerCertificate::self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let file = std::env::temp_dir().join(format!("either-{}.pem", std::process::id()));
+    std::fs::write(&file, certificate.to_pem()).unwrap();
+    let trust = ClientTrust::only(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let listeners = Listeners {
+        https: Some(((LOOPBACK, 0).into(), certificate)),
+        ..Listeners::default()
+    };
+    let relay = RelayNode::with(true, listeners);
+    let https = relay.server.as_ref().unwrap().https_addr().unwrap();
+    for (at_certificate, carrier) in [
+        (false, CarrierKind::H3),
+        (false, CarrierKind::H2),
+        (true, CarrierKind::H3),
+        (true, CarrierKind::H2),
+    ] {
+        let mut target = relay.target();
+        target.trust = Trust::NodeOrWeb;
+        if at_certificate {
+            let host = Host::parse("127.0.0.1").unwrap();
+            target.template = Template::well_known(host, https.port());
+            (target.udp, target.tcp) = (vec![https], vec![https]);
+        }
+        let bob = Node::by(
+            target,
+            &[(carrier, 0)],
+            Purpose::Bind,
+            |(target, identity), dialers| {
+                target.credentials = Credentials::Token(identity.clone());
+                dialers.with_web(&trust, false).unwrap()
+            },
+        );
+        let up = within(is_up(&bob.tunnel)).await;
+        let proved = (!at_certificate).then_some(relay.target().peer).flatten();
+        assert_eq!((up.carrier, up.relay), (carrier, proved));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_says_who_we_are_where_certificates_do_not() {
     let certificate = ServerCertificate::self_signed(["127.0.0.1".to_owned()]).unwrap();
