@@ -69,6 +69,9 @@ class Way:
         return text
 
 
+_NAMED: Final = frozenset({"given", "dns"})
+"""Sources of addresses the caller vouches for: somebody else there is worth an error of its own."""
+
 _SILENCE: Final = frozenset({None, "handshake-timeout", "unreachable"})
 """What may be the network's doing, and not that of somebody who answered."""
 
@@ -140,6 +143,8 @@ class Flow:
         self._jobs: set[asyncio.Task[None]] = set()
         self._lookers: set[asyncio.Task[None]] = set()
         self._ways: dict[Way, None] = {}
+        # Ways an attempt is under way on.
+        self._dialing: set[Way] = set()
         self._usable: dict[SocketAddress, None] = {}
         # What direct attempts ended with.
         self._answers: dict[SocketAddress, str] = {}
@@ -234,9 +239,20 @@ class Flow:
 
     def arrived(self, connection: _core.Connection) -> None:
         """End the race with a connection the core tells of."""
+        if connection.outbound and (self.race.running or self._dialing):
+            # The attempt that made it is about to say so, or one that has met it.
+            self.look(self._meet(connection), f"anyreach-meet {self.peer}")
+        else:
+            self._take(connection)
+
+    async def _meet(self, connection: _core.Connection) -> None:
+        await asyncio.sleep(self._dialer.attempt_delay)
+        self._take(connection)
+
+    def _take(self, connection: _core.Connection) -> None:
+        if self._over or self._connection is not None:
+            return
         if connection.outbound:
-            if self.race.running:
-                return  # the attempt that made it, or has met it, is about to say so
             # Made for another caller, who may give it up, unless it is asked for like this.
             self._dialer.endpoint.connection(connection.peer_id)
         if self._settle(connection) and connection.outbound:
@@ -386,6 +402,7 @@ class Flow:
         direct = way.method == "direct"
         record = self.log.begin(str(way), way.method)
         dial: _core.Dial | None = None
+        self._dialing.add(way)
         try:
             dial = self._dial(way)
             connection = await self._dialer.wait(dial.poll)
@@ -401,9 +418,11 @@ class Flow:
             else:
                 self._outcomes.setdefault(address, "cancelled")
         except _core.DialFailed as error:
-            reason, detail, record.actual = error.args
+            reason, detail, actual = error.args
             self.log.end(record, reason, detail)
             self._outcomes[address] = "failed"
+            if direct and self._sources.get(address) in _NAMED:
+                record.actual = actual
             if direct:
                 self._answers[address] = reason
                 self.race.failed(address, self._loop.time())
@@ -411,6 +430,7 @@ class Flow:
             self._outcomes.setdefault(address, "cancelled")
             raise
         finally:
+            self._dialing.discard(way)
             if dial is not None and dial is not self._winner:
                 dial.cancel()
 

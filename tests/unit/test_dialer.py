@@ -215,6 +215,29 @@ async def test_a_connection_another_caller_made_ends_a_race_that_has_not_begun(
     assert rig.endpoint.asked_for[-1] == made.peer_id
 
 
+async def test_a_connection_another_caller_made_is_taken_though_our_attempts_hang() -> None:
+    rig = Rig()
+    call = rig.call(V6)
+    await rig.endpoint.started(1)
+    made = FakeConnection()
+    rig.dialer.arrived(made.core(), PEER)
+    assert await asyncio.wait_for(call, 5) is made.core()
+    assert rig.endpoint.asked_for[-1] == made.peer_id
+    assert rig.endpoint.dials[0].cancelled
+
+
+async def test_somebody_else_where_the_peer_was_before_is_no_error_of_its_own() -> None:
+    rig = Rig()
+    rig.book.remember(PEER, SocketAddress.of("192.0.2.2", 9000), 0.005)
+    call = rig.call()
+    (dial,) = await rig.endpoint.started(1)
+    dial.fail("peer-id-mismatch", "another", bytes(OTHER))
+    with pytest.raises(ConnectError) as caught:
+        await call
+    assert not isinstance(caught.value, PeerIdMismatch)
+    assert [a.reason for a in caught.value.attempts] == ["peer-id-mismatch"]
+
+
 async def test_the_loser_of_a_tie_is_closed_by_its_attempt() -> None:
     rig = Rig()
     call = rig.call(V6, V4)

@@ -16,7 +16,7 @@ from anyreach.address_book import AddressBook
 from anyreach.addresses import HostPort, IpMode, SocketAddress
 from anyreach.candidates import DefaultCandidatePolicy, InterfaceAddress, LocalNetwork
 from anyreach.dialer import Dialer
-from anyreach.errors import ConnectError, ConnectionLost
+from anyreach.errors import ConnectError, ConnectionLost, PeerIdMismatch
 from anyreach.metrics import Recorder
 from anyreach.peer import PeerAddress, PeerId
 from anyreach.proxies import ProxySettings
@@ -430,6 +430,36 @@ async def test_one_way_named_by_many_is_tried_once() -> None:
     assert len(rig.endpoint.dials) == 2
     rig.endpoint.dials[0].win(FakeConnection())
     await call
+    await rig.end()
+
+
+@in_virtual_time
+async def test_the_relayed_way_that_made_the_connection_says_so_itself() -> None:
+    rig = Rig()
+    rig.peer(0).says(bound=bound_at(BOUND))
+    call = rig.call()
+    (dial,) = await rig.endpoint.started(1)
+    made = FakeConnection(peer_id=bytes(PEER), route=[FakePath(remote=BOUND, method="relayed")])
+    rig.dialer.arrived(made.core(), PEER)
+    await settle()
+    dial.win(made)
+    assert await call is made.core()
+    assert dial.kept
+    assert not dial.cancelled
+    await rig.end()
+
+
+@in_virtual_time
+async def test_somebody_else_at_a_found_address_is_no_error_of_its_own() -> None:
+    rig = Rig()
+    rig.peer(0, capabilities=()).says(seen=DIRECT, bound=bound_at(BOUND))
+    call = rig.call()
+    for dial in await rig.endpoint.started(2):
+        dial.fail("peer-id-mismatch", "another", bytes(RELAY))
+    with pytest.raises(ConnectError) as caught:
+        await call
+    assert not isinstance(caught.value, PeerIdMismatch)
+    assert [a.reason for a in caught.value.attempts] == ["peer-id-mismatch"] * 2
     await rig.end()
 
 
