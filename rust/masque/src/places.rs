@@ -9,6 +9,11 @@ use std::{
 
 use crate::relay::Prefix;
 
+/// Connections of one prefix that count as few. With half of the places for handshakes taken the
+/// others are for such prefixes, so that a site or two that begin and never finish do not keep
+/// everybody out.
+const FEW: usize = 8;
+
 /// How many connections are taken. Beyond, they are closed at once, which costs the least and
 /// tells clients to go elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,11 +85,12 @@ impl Places {
             return None;
         }
         if let Some(prefix) = prefix {
-            let of_prefix = taken.by_prefix.entry(prefix).or_default();
-            if *of_prefix >= self.limits.per_prefix {
+            let of_prefix = taken.by_prefix.get(&prefix).copied().unwrap_or(0);
+            let scarce = taken.handshakes >= self.limits.handshakes / 2;
+            if of_prefix >= self.limits.per_prefix || (scarce && of_prefix >= FEW) {
                 return None;
             }
-            *of_prefix += 1;
+            taken.by_prefix.insert(prefix, of_prefix + 1);
         }
         taken.connections += 1;
         taken.handshakes += 1;
@@ -157,6 +163,22 @@ mod tests {
         drop(held);
         drop(places.take(ip("192.0.2.3")).unwrap());
         assert_eq!(places.lock().by_prefix.len(), 2);
+    }
+
+    #[test]
+    fn handshakes_that_never_end_leave_room_for_others() {
+        let places = places(1000, 64, 128);
+        let stuck: Vec<Place> = (0..200)
+            .filter_map(|number| places.take(IpAddr::from([192, 0, number % 2, number])))
+            .collect();
+        assert_eq!(stuck.len(), 64);
+        let others: Vec<Place> = (0..8)
+            .map(|number| places.take(IpAddr::from([198, 51, 100, number])).unwrap())
+            .collect();
+        assert!(places.take(ip("198.51.100.9")).is_none());
+        assert!(places.take(ip("203.0.113.1")).is_some());
+        drop((stuck, others));
+        assert!(places.lock().by_prefix.is_empty());
     }
 
     #[test]
