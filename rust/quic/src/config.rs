@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyreach_net::IpMode;
 use noq::{IdleTimeout, TransportConfig, VarInt};
 
-use crate::TapFactory;
+use crate::{TapFactory, first_flight::FirstFlight};
 
 /// Paths of one connection that may be open at once. Relayed and direct are two; probing a few
 /// candidates at a time and a change of network take the rest.
@@ -104,6 +104,7 @@ impl EndpointConfig {
             .unwrap_or_else(|_| IdleTimeout::from(VarInt::MAX));
         transport
             .max_idle_timeout(Some(idle))
+            .congestion_controller_factory(Arc::new(FirstFlight::default()))
             // One side suffices to keep a connection and the NATs on its way alive: the dialing
             // one, because it is the one that may sit behind a NAT.
             .keep_alive_interval(self.keep_alive_interval.filter(|_| dialing))
@@ -129,6 +130,7 @@ impl EndpointConfig {
             IdleTimeout::try_from(HTTP_IDLE_TIMEOUT).unwrap_or(IdleTimeout::from(VarInt::MAX));
         transport
             .max_idle_timeout(Some(idle))
+            .congestion_controller_factory(Arc::new(FirstFlight::default()))
             .keep_alive_interval(Some(HTTP_KEEP_ALIVE))
             .max_concurrent_bidi_streams(0u32.into())
             .max_concurrent_uni_streams(HTTP_UNI_STREAMS.into())
