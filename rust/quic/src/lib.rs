@@ -15,6 +15,7 @@ mod directory;
 mod endpoint;
 mod error;
 mod events;
+mod first_flight;
 mod identity;
 mod paths;
 mod reach;
