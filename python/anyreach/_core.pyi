@@ -152,7 +152,8 @@ class Endpoint:
         ``("disconnected", Connection, reason, code, message)`` reason as in ConnectionLost;
         ``("observed", Connection, path_id, ip, port, seconds)`` the peer reported our address
         ``seconds`` after the path came up or its address changed;
-        ``("path", Connection, reason)`` the set of paths or the current path changed;
+        ``("path", Connection, reason, silent)`` the set of paths or the current path changed; after
+        a failover ``silent`` is how many seconds the path that is gone had been silent, else None;
         ``("reach", Connection)`` the peer told where it can be reached;
         ``("sought", Connection, peer_id, ip, port)`` the peer was asked for us by another one,
         which it sees at that address.

@@ -335,7 +335,9 @@ class Running:
             case ("observed", core, path_id, ip, port, seconds):
                 self._recorder.observed(seconds)
                 self._observed(core, path_id, from_core(ip, port))
-            case ("path", core, _):
+            case ("path", core, _, silent):
+                if silent is not None:
+                    self._recorder.failed_over(silent)
                 self._paths_changed(core)
             case ("reach", core):
                 self._reach_changed(core)

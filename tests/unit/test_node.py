@@ -60,7 +60,7 @@ async def test_a_path_change_has_a_reason(
     connection = FakeConnection(peer_id=PEER, route=[FakePath(0, OLD)])
     running._handle(("connected", connection))
     connection.route = after
-    (event,) = await told(node, running, ("path", connection, "established"))
+    (event,) = await told(node, running, ("path", connection, "established", None))
     assert isinstance(event, PathChanged)
     assert event.reason == reason
     assert event.peer_id == PeerId(PEER)
@@ -83,7 +83,7 @@ async def test_what_does_not_move_the_data_is_no_path_event(
     connection = FakeConnection(peer_id=PEER, route=[FakePath(0, OLD)])
     running._handle(("connected", connection))
     connection.route = after
-    assert await told(node, running, ("path", connection, "established")) == []
+    assert await told(node, running, ("path", connection, "established", None)) == []
 
 
 async def test_a_connection_told_twice_is_entered_once(node: Node, running: Running) -> None:
@@ -169,7 +169,7 @@ async def test_a_flood_of_events_leaves_the_loop_its_turns(
 ) -> None:
     connections = [FakeConnection(id=i, peer_id=i.to_bytes(32, "big")) for i in range(1, 801)]
     flood: list[tuple[object, ...]] = [("connected", each) for each in connections]
-    flood += [("path", each, "established") for each in connections]
+    flood += [("path", each, "established", None) for each in connections]
     batches: asyncio.Queue[list[tuple[object, ...]]] = asyncio.Queue()
 
     async def wait(_: object) -> list[tuple[object, ...]]:

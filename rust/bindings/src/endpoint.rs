@@ -584,10 +584,13 @@ impl Inner {
                     .into_pyobject(py)
             }
             Event::PathsChanged {
-                connection, reason, ..
+                connection,
+                reason,
+                silent,
             } => {
                 let connection = self.connections.wrap(connection).paths_changed(reason);
-                ("path", connection, reason).into_pyobject(py)
+                let silent = silent.map(|silent| silent.as_secs_f64());
+                ("path", connection, reason, silent).into_pyobject(py)
             }
             Event::Reach { connection } => {
                 ("reach", self.connections.wrap(connection)).into_pyobject(py)
