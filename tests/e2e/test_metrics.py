@@ -7,12 +7,13 @@ import socket
 
 import pytest
 
-from anyreach import ConnectError, Identity, PeerAddress, PeerId, PeerIdMismatch
+from anyreach import ConnectError, Identity, Node, PeerAddress, PeerId, PeerIdMismatch
 from anyreach.addresses import HostPort
-from anyreach.events import Disconnected, ExternalAddress
+from anyreach.events import Disconnected, ExternalAddress, Relay
 from anyreach.metrics import CONTENT_TYPE
 
 from .support import DUAL, V4, Watch, accepted, at, exchange, nodes, port_of, until
+from .trio import RELAYED, trio
 
 SIZE = 300_000
 
@@ -146,3 +147,82 @@ async def test_prometheus_text_of_a_node() -> None:
             "anyreach_bytes_total",
         }
         assert 'anyreach_connections{method="direct"} 1' in text.splitlines()
+
+
+async def test_what_is_found_and_relayed() -> None:
+    async with trio(**RELAYED) as trio_:
+        hub, alice, bob = trio_.hub, trio_.alice, trio_.bob
+        assert hub.metrics().relay_sessions == 2
+        for node in (alice, bob):
+            metrics = node.metrics()
+            assert metrics.relay_reservations == 1
+            assert metrics.relay_reservations_total == {("h3", "reserved"): 1}
+            assert metrics.relay_sessions == 0
+        before = {node: node.metrics().relay_bytes_total for node in (hub, alice, bob)}
+        connection, far = await trio_.connect()
+        for node in (alice, bob):
+            metrics = node.metrics()
+            assert metrics.connections["relayed"] == 1
+            assert metrics.connections_total["relayed"] == 1
+            assert metrics.connect_seconds["relayed"].count == 1
+            assert 0 < metrics.connect_seconds["relayed"].sum < 20
+        await exchange(connection, far, bytes(SIZE))
+
+        # Each byte of alice's goes through bob's tunnel, in the words of whoever counts.
+        def moved(node: Node, role: str, direction: str) -> int:
+            return node.metrics().relay_bytes_total[role, direction] - before[node][role, direction]
+
+        for here, there in (("received", "sent"), ("sent", "received")):
+            assert moved(bob, "client", here) > SIZE
+            assert moved(hub, "relay", there) > SIZE
+        assert moved(alice, "relay", "sent") == moved(hub, "client", "sent") == 0
+        assert alice.metrics().bytes_total["relayed", "sent"] > SIZE
+        assert bob.metrics().bytes_total["relayed", "received"] > SIZE
+
+
+async def test_losses_of_reservations_and_tunnels() -> None:
+    async with trio(**RELAYED) as trio_:
+        watch = Watch(trio_.bob)
+        await trio_.hub.close()
+        await watch.next(Relay, state="lost")
+        metrics = trio_.bob.metrics()
+        assert metrics.relay_reservations == 0
+        assert metrics.relay_reservations_total["h3", "lost"] == 1
+        assert trio_.hub.metrics().relay_sessions == 0
+
+
+async def test_what_a_relay_does_not_carry() -> None:
+    # Alice sends from loopback, which this relay lets nobody answer.
+    async with trio(both={"direct": False}, ready=Relay) as trio_:
+        await trio_.connect()
+        assert trio_.hub.metrics().rejected_total["relay_source"] > 0
+    async with trio(both={"direct": False}, hub={"serve_relay": False}) as trio_:
+        reasons = trio_.hub.metrics().rejected_total
+        assert not any(reason.startswith("relay_") for reason in reasons)
+
+
+async def test_what_was_found_in_vain() -> None:
+    async with trio() as trio_:
+        await trio_.connect()
+        assert trio_.alice.metrics().candidates_total["found", "connected"] == 1
+    async with trio(
+        both={"direct": False, "relay_fallback": True}, hub={"serve_relay": False}
+    ) as n:
+        with pytest.raises(ConnectError):
+            await n.alice.connect(n.bob.peer_id, timeout=0.5)
+        assert ("found", "connected") not in n.alice.metrics().candidates_total
+
+
+async def test_prometheus_text_of_relays() -> None:
+    async with trio(**RELAYED) as trio_:
+        connection, far = await trio_.connect()
+        await exchange(connection, far)
+        lines = trio_.hub.prometheus().splitlines()
+        assert "anyreach_relay_sessions 2" in lines
+        assert 'anyreach_rejected_total{reason="relay_client_quota"} 0' in lines
+        assert 'anyreach_rejected_total{reason="relay_request_relay_limit"} 0' in lines
+        lines = trio_.alice.prometheus().splitlines()
+        assert "anyreach_relay_reservations 1" in lines
+        assert 'anyreach_relay_reservations_total{carrier="h3",outcome="reserved"} 1' in lines
+        assert 'anyreach_connections{method="relayed"} 1' in lines
+        assert 'anyreach_connect_seconds_count{method="relayed"} 1' in lines
