@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -36,6 +37,14 @@ _FIRST_PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 60.0
 """Seconds between two rounds of attempts: often enough to notice soon that a firewall was opened,
 rare enough that a relayed connection costs next to nothing more."""
+
+_RECENT: Final = 60.0
+_RECENT_PAUSE: Final = 1.0
+"""So many seconds after a direct path was lost the pauses are short: most outages are over soon."""
+
+_PATIENCE: Final = 4.0
+"""Seconds one attempt has at most. Its first packet is repeated after 1 and 3 seconds; later ones
+would come less often than those of the next attempt."""
 
 _GRACE_ROUND_TRIPS: Final = 4
 _GRACE_EXTRA: Final = 0.05
@@ -91,7 +100,7 @@ class Upgrades:
         contacts: Contacts,
     ) -> None:
         self._core = core
-        self._timeout = timeout
+        self._timeout = min(timeout, _PATIENCE)
         self._wait = wait
         self._direct = direct
         self._grace = grace
@@ -129,6 +138,7 @@ class Upgrades:
             entry.direct_up.set()
         elif entry.direct_up.is_set():
             entry.direct_up.clear()
+            entry.lost_at = asyncio.get_running_loop().time()
             entry.news.set()
 
     async def grace(self, connection: _core.Connection) -> None:
@@ -160,6 +170,7 @@ class Upgrades:
             await asyncio.wait(tasks)
 
     async def _improve(self, entry: _Entry) -> None:
+        loop = asyncio.get_running_loop()
         pause = _FIRST_PAUSE
         while entry.core.close_reason is None:
             entry.news.clear()
@@ -168,12 +179,14 @@ class Upgrades:
                 if not has_direct(entry.core):
                     for address in tuple(entry.direct):
                         tasks.create_task(self._try_direct(entry, address))
+            recent = loop.time() < entry.lost_at + _RECENT
             try:
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(_RECENT_PAUSE if recent else pause):
                     await entry.news.wait()
                 pause = _FIRST_PAUSE
             except TimeoutError:
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                if not recent:
+                    pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _try_direct(self, entry: _Entry, address: SocketAddress) -> None:
         with suppress(OSError):  # no such interface any more
@@ -236,13 +249,14 @@ def _latest(new: Iterable[T], old: Iterable[T], limit: int) -> dict[T, None]:
 
 
 class _Entry:
-    __slots__ = ("core", "direct", "direct_up", "news", "standbys", "task")
+    __slots__ = ("core", "direct", "direct_up", "lost_at", "news", "standbys", "task")
 
     def __init__(self, core: _core.Connection) -> None:
         self.core = core
         self.direct: dict[SocketAddress, None] = {}
         self.standbys: dict[Way, None] = {}
         self.direct_up = asyncio.Event()
+        self.lost_at = -math.inf
         self.news = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -164,10 +165,29 @@ async def test_a_direct_path_ends_the_search_and_its_loss_begins_another() -> No
     rig.upgrades.changed(rig.connection.core())
     await rig.attempts(2)
     assert now() == pytest.approx(begun, abs=0.01)
-    await rig.fail_all()
-    # And again with short pauses.
-    await asyncio.sleep(5.1)
-    await rig.attempts(3)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_soon_after_a_loss_the_pauses_are_short() -> None:
+    rig = Rig()
+    rig.begin(DIRECT)
+    (first,) = await rig.attempts(1)
+    await rig.succeed(first, direct(), relayed(current=False))
+    rig.connection.route = [relayed()]
+    rig.upgrades.changed(rig.connection.core())
+    begun, count = now(), 1
+    started = []
+    while now() < begun + 120:
+        await asyncio.sleep(0.05)
+        if len(rig.endpoint.paths) > count:
+            count = len(rig.endpoint.paths)
+            started.append(now() - begun)
+            await rig.fail_all()
+    within = [at for at in started if at < 60]
+    assert max(b - a for a, b in pairwise(within)) < 1.2
+    assert len(within) > 50
+    assert len(started) - len(within) < 6
     await rig.upgrades.end()
 
 
@@ -383,5 +403,5 @@ async def test_attempts_know_how_long_they_may_take() -> None:
     rig.endpoint.open_path = open_path  # type: ignore[method-assign]
     rig.begin(DIRECT, ways=(SPARE,))
     await rig.attempts(2)
-    assert seen == [10.0, 10.0]
+    assert seen == [4.0, 4.0]
     await rig.upgrades.end()
