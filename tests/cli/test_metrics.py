@@ -40,6 +40,32 @@ async def test_a_node_serves_its_metrics(start: Callable[..., Program]) -> None:
     node.stop()
 
 
+async def test_what_a_relay_carries_is_served(start: Callable[..., Program]) -> None:
+    local = ("--bind", "127.0.0.1:0", "--ephemeral")
+    hub = start("node", *local, "--metrics", "127.0.0.1:0", "--relay-allow", "127.0.0.0/8")
+    ready = hub.wait_for("ready")
+    known = ("--known-peer", f"{ready['peer_id']}@{ready['udp'][0]}", "--no-direct")
+    node = start("node", *local, *known)
+    peer = node.wait_for("ready")["peer_id"]
+    node.wait_for("relay", state="reserved")
+    ping = start("ping", peer, "-c", "3", "-i", "0.05", *local, *known)
+    events = await asyncio.to_thread(ping.finish)
+    pongs = [event for event in events if event["event"] == "pong"]
+    assert len(pongs) == 3
+    assert {(pong["method"], pong["relay"]) for pong in pongs} == {("relayed", ready["peer_id"])}
+    eventually(lambda: "/metrics" in hub.stderr, "the address is said")
+    match = re.search(r"http://127\.0\.0\.1:(\d+)/metrics", hub.stderr)
+    assert match
+    _, body = await ask(int(match[1]), b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    counted = dict(line.rsplit(" ", 1) for line in body.decode().splitlines() if line[0] != "#")
+    for direction in ("sent", "received"):
+        series = f'anyreach_relay_bytes_total{{role="relay",direction="{direction}"}}'
+        assert int(counted[series]) > 1000
+    assert int(counted["anyreach_relay_sessions"]) >= 1
+    for program in (node, hub):
+        await asyncio.to_thread(program.stop)
+
+
 async def test_a_taken_port_is_an_error(start: Callable[..., Program]) -> None:
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

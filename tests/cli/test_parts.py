@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anyreach import P2pConfig, PeerId, events
-from anyreach.cli import build_parser, options
+from anyreach.cli import bench, build_parser, connect, options, ping, send
 from anyreach.cli.echo import ANSWER, REQUEST, decode_ping, encode_ping
 from anyreach.cli.header import (
     HeaderError,
@@ -22,7 +24,11 @@ from anyreach.cli.header import (
 )
 from anyreach.cli.output import Output, Style
 from anyreach.cli.progress import RateMeter, bar_line
+from anyreach.cli.runner import UsageError
 from anyreach.cli.words import bytes_text, describe, duration_text
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 RELAY = PeerId.from_public_key(b"relay")
 
@@ -125,6 +131,48 @@ def test_relays_in_words(event: events.Relay, text: str) -> None:
     assert event.to_dict()["event"] == "relay"
 
 
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (
+            events.Connected(RELAY, "out", "relayed", "192.0.2.1:5", 9.0, 1.0, "MLKEM768", RELAY),
+            f"relayed through relay {RELAY.short}…, 9.0 ms",
+        ),
+        (
+            events.Connected(RELAY, "in", "relayed", "192.0.2.1:5", 9.0, 1.0, "MLKEM768"),
+            "192.0.2.1:5: relayed, 9.0 ms",
+        ),
+        (
+            events.PathChanged(RELAY, "relayed", "192.0.2.1:5", 1.0, "failover", RELAY),
+            f"is now relayed through relay {RELAY.short}… 192.0.2.1:5",
+        ),
+        (
+            events.PathChanged(RELAY, "direct", "192.0.2.1:5", 1.0, "better"),
+            "is now direct 192.0.2.1:5",
+        ),
+    ],
+)
+def test_the_relay_of_a_path_in_words(event: events.Event, text: str) -> None:
+    assert text in str(describe(event.to_dict(), Style(enabled=False)))
+
+
+def test_the_relay_of_a_result_in_words() -> None:
+    path: dict[str, object] = {"method": "relayed", "remote": "192.0.2.1:5", "relay": str(RELAY)}
+    numbers = dict.fromkeys(
+        ("ms", "rtt_ms", "seq", "files", "carried_bytes", "bytes", "mb_per_s"), 1
+    )
+    numbers |= dict.fromkeys(("datagrams_per_s", "lost_percent", "cpu_s_per_gb"), 0)
+    rest = {"ok": True, "peer_id": "p", "group": "g", "direction": "up"}
+    for name in ("result", "pong", "sent", "bench"):
+        event = {"event": name, **path, **numbers, **rest}
+        text = describe(event, Style(enabled=False))
+        assert f"relayed through relay {RELAY.short}…" in str(text)
+        for relay in (None, ""):
+            assert "through relay" not in str(
+                describe(event | {"relay": relay}, Style(enabled=False))
+            )
+
+
 def test_tcp_is_shown_where_there_is_any() -> None:
     ready: dict[str, object] = {"event": "ready", "peer_id": "a", "udp": ["[::]:1"], "ticket": "t"}
     assert "TCP" not in str(describe(ready | {"tcp": []}, Style(enabled=False)))
@@ -178,6 +226,38 @@ class TestRelayOptions:
         assert config.allow_anonymous_relay
         assert configured("node", "--https", "[::]:0", "--https-self-signed").https_self_signed
         assert not configured("node", "--no-relay-fallback").relay_fallback
+
+    @pytest.mark.parametrize("module", [connect, ping, send, bench])
+    def test_visitors_are_not_found_and_serve_nobody(
+        self, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[P2pConfig] = []
+
+        def running_node(context: Any, **given: Any) -> NoReturn:
+            chosen = {key: given[key] for key in ("bind", "defaults", "options") if key in given}
+            seen.append(options.config_from(context.args, context.output, **chosen))
+            raise UsageError("seen enough")
+
+        monkeypatch.setattr(module, "running_node", running_node)
+        name = module.__name__.rpartition(".")[2]
+        files = [__file__] if name == "send" else []
+        for more, serves in ((), False), (("--tcp", "127.0.0.1:0"), True):
+            args = build_parser().parse_args([name, str(RELAY), *files, "--ephemeral", *more])
+            context = SimpleNamespace(args=args, output=Output(json_lines=True))
+            with pytest.raises(UsageError):
+                asyncio.run(module.run(context))
+            assert not seen[-1].findable
+            assert seen[-1].relay_reservations == 0
+            assert seen[-1].serve_relay is serves
+
+    def test_nodes_and_receivers_are_found(self) -> None:
+        for arguments in (("node",), ("receive", "inbox")):
+            config = configured(*arguments)
+            assert (config.findable, config.relay_reservations, config.serve_relay) == (
+                True,
+                2,
+                True,
+            )
 
     def test_nothing_is_changed_without_options(self) -> None:
         expected = P2pConfig(bind_addr=options.CLIENT_BIND)
