@@ -10,12 +10,12 @@ import asyncio
 import logging
 import math
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from anyreach import _core
 from anyreach._attempts import NO_ANSWER, AttemptLog, Record
 from anyreach._local import from_core, to_core
+from anyreach._way import MAX_RELAYED_WAYS, Way
 from anyreach.addresses import IpMode, SocketAddress
 from anyreach.candidates import MAX_CANDIDATES, Candidate, CandidateKind, DropReason
 from anyreach.happy_eyeballs import Exhausted, Race, Start, Wait, attempt_delay_after
@@ -27,47 +27,13 @@ if TYPE_CHECKING:
     from anyreach.addresses import HostPort
     from anyreach.dialer import Dialer
     from anyreach.errors import ConnectError
-    from anyreach.peer import PeerAddress, PeerId
+    from anyreach.peer import PeerAddress
 
-__all__ = ["MAX_RELAYED_WAYS", "Endpoint", "Flow", "Waiter", "Way"]
+__all__ = ["Endpoint", "Flow", "Waiter"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-MAX_RELAYED_WAYS: Final = 8
-"""Relayed ways tried for one peer: both families at two relays, seen from two own tunnels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How to send to an address of a peer.
-
-    Attributes:
-        address: of the peer, or where a relay takes packets for it.
-        relay: whose address that is; ``None`` if it is the peer's own.
-        tunnel: the tunnel of this node to send through; ``None`` for its own socket.
-        carrier: the relay at the end of that tunnel, as people know it.
-    """
-
-    address: SocketAddress
-    relay: PeerId | None = None
-    tunnel: _core.Tunnel | None = None
-    carrier: str = ""
-
-    @property
-    def method(self) -> str:
-        """``"direct"`` or ``"relayed"``."""
-        return "direct" if self.relay is None and self.tunnel is None else "relayed"
-
-    def __str__(self) -> str:
-        text = str(self.address)
-        if self.relay is not None:
-            text += f" at relay {str(self.relay)[:8]}"
-        if self.tunnel is not None:
-            text += f" through {self.carrier or 'a tunnel'}"
-        return text
-
 
 _NAMED: Final = frozenset({"given", "dns"})
 """Sources of addresses the caller vouches for: somebody else there is worth an error of its own."""

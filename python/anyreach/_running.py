@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyreach._assembly import make_endpoint, proxies, rejected
 from anyreach._bridge import current_bridge
-from anyreach._flow import Way
 from anyreach._live import Course, Live
 from anyreach._local import LocalView, from_core
 from anyreach._proving import Contacts
@@ -17,6 +16,7 @@ from anyreach._relay_service import RelayService
 from anyreach._relaying import Relaying
 from anyreach._tunnels import Tunnels
 from anyreach._upgrades import Upgrades
+from anyreach._way import Way
 from anyreach._ways import Ways
 from anyreach.address_book import AddressBook
 from anyreach.addresses import IpMode

@@ -15,16 +15,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from anyreach import _core
-from anyreach._flow import MAX_RELAYED_WAYS
 from anyreach._local import to_core
+from anyreach._way import MAX_RELAYED_WAYS
 from anyreach.candidates import MAX_CANDIDATES
 from anyreach.errors import ConnectionLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from anyreach._flow import Waiter, Way
+    from anyreach._flow import Waiter
     from anyreach._proving import Contacts
+    from anyreach._way import Way
     from anyreach.addresses import SocketAddress
 
 __all__ = ["Upgrades"]

@@ -14,9 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from anyreach._attempts import UNKNOWN
-from anyreach._flow import Way
 from anyreach._local import from_core
 from anyreach._tunnels import Target, TunnelFailed
+from anyreach._way import Way
 from anyreach.addresses import HostPort, IpMode, Scope
 from anyreach.errors import ConnectionLost
 from anyreach.offers import DENIED_PORTS, Neighbourhood, acceptable, may_be_relay

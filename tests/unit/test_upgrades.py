@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from anyreach._flow import Way
 from anyreach._proving import Contacts
 from anyreach._upgrades import MAX_DIRECT, Upgrades
+from anyreach._way import Way
 from anyreach.addresses import SocketAddress
 from anyreach.errors import ConnectionLost
 from anyreach.peer import PeerId

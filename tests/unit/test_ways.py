@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from anyreach._flow import MAX_RELAYED_WAYS
 from anyreach._proving import Contacts
 from anyreach._tunnels import Tunnels
+from anyreach._way import MAX_RELAYED_WAYS
 from anyreach._ways import ASK_AGAIN, ASK_SECONDS, LAST_RESORT, MAX_ASKED, MAX_RELAYS, Ways
 from anyreach.address_book import AddressBook
 from anyreach.addresses import HostPort, IpMode, SocketAddress
