@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from . import kinds, nodes
@@ -18,6 +19,7 @@ from .world import World, pair
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .process import Event
     from .sites import Site
 
 _FILE: Final = 10_000_000
@@ -37,7 +39,7 @@ def main() -> int:
         print("As root on Linux with iproute2 and nftables, `make demo` shows them too.")
         return 0
     began = time.monotonic()
-    print("\nNow in hostile networks: each site a network namespace with a packet filter of its own")
+    print("\nNow in hostile networks: each site a namespace with a packet filter of its own")
     try:
         _through_a_proxy()
         _past_a_dead_relay()
@@ -59,7 +61,8 @@ def _through_a_proxy() -> None:
         )
         proxy = office.proxy
         assert proxy is not None
-        _say("office", f"{office.host.v4}; nothing passes but CONNECT through {_redacted(proxy.url)}")
+        way_out = _redacted(proxy.url)
+        _say("office", f"{office.host.v4}; nothing passes but CONNECT through {way_out}")
         _say("home", f"{home.host.v4}, seen as {home.external(4)}")
         relay = world.relays[0]
         _say("both know", f"{relay.node.peer_id[:10]}…, a node at {relay.host.v4}, UDP and TCP 443")
@@ -96,11 +99,7 @@ def _past_a_dead_relay() -> None:
         node = world.start_node(hotel)
         for number in (0, 1):
             relay = world.relays[number].node.peer_id
-            held = node.process.wait_event(
-                "relay",
-                lambda event, relay=relay: event["peer_id"] == relay,
-                timeout=_PATIENCE,
-            )
+            held = node.process.wait_event("relay", partial(_is_at, relay), timeout=_PATIENCE)
             _say("the hotel holds", f"{held['address']} over {held['carrier']}")
         before = world.counters.read()
 
@@ -145,6 +144,10 @@ def _send(
     if nodes.sha256(node.inbox / file.name) != nodes.sha256(file):
         raise DemoError("the file was damaged")
     return float(process.named("sent")[-1]["mb_per_s"])
+
+
+def _is_at(relay: str, event: Event) -> bool:
+    return event["peer_id"] == relay
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -14,9 +14,9 @@ mod queue;
 mod server;
 mod tunnel;
 
+pub use crate::places::Limits;
 pub use client::connect;
 pub use dial::{Route, Security, Target, dial};
-pub use crate::places::Limits;
 pub use listen::{Authenticate, serve_listener};
 pub use server::serve;
 
