@@ -147,7 +147,7 @@ def _send(
 
 
 def _is_at(relay: str, event: Event) -> bool:
-    return event["peer_id"] == relay
+    return bool(event["peer_id"] == relay)
 
 
 def _until(condition: Callable[[], bool]) -> None:
