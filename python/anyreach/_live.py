@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from anyreach._local import from_core
 from anyreach.connection import Connection
+from anyreach.events import PathChanged
 from anyreach.peer import PeerId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from anyreach import _core
     from anyreach.addresses import SocketAddress
@@ -73,7 +74,25 @@ class Live:
         first = core.first_path
         self.course = Course.among(core.paths() or ([] if first is None else [first]))
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it has not ended."""
-        return self.core.close_reason is None
+    def follow(self, paths: Sequence[_core.PathInfo]) -> PathChanged | None:
+        """Take in the paths there are now; the event, if the data goes another way."""
+        before, course = self.course, Course.among(paths)
+        if course is None:
+            return None  # none is usable now; the next one decides what this was
+        self.course = course
+        if before is None or before.is_like(course):
+            return None
+        if before.path_id == course.path_id:
+            reason = "roamed"
+        elif any(path.id == before.path_id for path in paths):
+            reason = "better"
+        else:
+            reason = "failover"
+        return PathChanged(
+            peer_id=self.peer_id,
+            method=course.method,
+            remote=str(course.remote),
+            rtt_ms=course.rtt * 1000,
+            reason=reason,
+            relay=course.relay,
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyreach._assembly import make_endpoint, proxies, rejected
 from anyreach._bridge import current_bridge
-from anyreach._live import Course, Live
+from anyreach._live import Live
 from anyreach._local import LocalView, from_core
 from anyreach._proving import Contacts
 from anyreach._relay_service import RelayService
@@ -29,7 +29,6 @@ from anyreach.events import (
     Disconnected,
     ExternalAddress,
     Nat,
-    PathChanged,
     Ready,
 )
 from anyreach.known_peers import KnownPeers
@@ -63,6 +62,8 @@ _LOSSY_BATCH: Final = 1024
 _TURN: Final = 64
 """Events handled before the loop gets a turn; a few milliseconds, also when each is a report of
 our address to be weighed against those of all others."""
+
+_PARTING: Final = b"the node was closed"
 
 _STOP_PATIENCE: Final = 1.0
 """Seconds for the last events to be told after the socket is closed."""
@@ -194,13 +195,17 @@ class Running:
         await self._stop(self._tasks - watcher)
         await self._dialer.close()
         await self._upgrades.end()
-        await self._tunnels.end()
-        self._endpoint.close(NODE_CLOSED, b"the node was closed")
+        await self._tunnels.end(self._close_connections)
+        self._endpoint.close(NODE_CLOSED, _PARTING)
         await self._bridge.wait(self._endpoint.poll_closed)
         if watcher:
             await asyncio.wait(watcher, timeout=_STOP_PATIENCE)
         await self._stop(set(self._tasks))
         logger.info("node %s is closed", self.me)
+
+    def _close_connections(self) -> None:
+        for live in self._live.values():
+            live.core.close(NODE_CLOSED, _PARTING)
 
     def abandon(self) -> None:
         """Close without waiting for anything. From any thread, whether the loop still runs or not.
@@ -209,7 +214,13 @@ class Running:
         """
         with suppress(ForkError):  # it is the parent's
             self._endpoint.abandon()
-        self.on_loop(lambda: [task.cancel() for task in self._tasks])
+        self.on_loop(self._drop)
+
+    def _drop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._upgrades.abandon()
+        self._tunnels.abandon()
 
     def on_loop(self, call: Callable[[], object]) -> None:
         """Have the loop call this, if it ever runs again."""
@@ -452,32 +463,16 @@ class Running:
             return
         paths = core.paths()
         self._recorder.paths(core.id, paths)
-        before, course = live.course, Course.among(paths)
-        if course is None:
-            return  # none is usable now; the next one decides what this was
-        live.course = course
-        self._upgrades.changed(core)
-        if before is None or before.is_like(course):
+        before = live.course
+        change = live.follow(paths)
+        if paths:  # else the next ones tell more
+            self._upgrades.changed(core)
+        if change is None or before is None or live.course is None:
             return
-        if before.path_id == course.path_id:
-            reason = "roamed"
-        elif any(path.id == before.path_id for path in paths):
-            reason = "better"
-        else:
-            reason = "failover"
-        if course.method != "relayed":
-            self._dialer.book.remember(live.peer_id, course.remote, course.rtt)
-        self._recorder.path_switched(before.method, course.method, reason)
-        self._emit(
-            PathChanged(
-                peer_id=live.peer_id,
-                method=course.method,
-                remote=str(course.remote),
-                rtt_ms=course.rtt * 1000,
-                reason=reason,
-                relay=course.relay,
-            )
-        )
+        if live.course.method != "relayed":
+            self._dialer.book.remember(live.peer_id, live.course.remote, live.course.rtt)
+        self._recorder.path_switched(before.method, change.method, change.reason)
+        self._emit(change)
 
     async def _reconcile(self) -> None:
         """Bring the books in line with the core if it had to drop events."""

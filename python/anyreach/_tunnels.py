@@ -35,6 +35,11 @@ MAX_TUNNELS: Final = 16
 """Tunnels of one node: its reservations, a replacement each, and relays of some peers in other
 networks. Each costs a connection and a socket at the relay."""
 
+PARTING_SECONDS: Final = 0.1
+_PARTING_LOOK: Final = 0.005
+"""Seconds for the last packet of a connection to leave through a tunnel, at most and between two
+looks; it takes microseconds."""
+
 SWEEP_SECONDS: Final = 15.0
 """How often tunnels nobody needs any more are looked for."""
 
@@ -142,6 +147,11 @@ class Tunnel:
     def node(self) -> tuple[SocketAddress, ...]:
         """The relay's own addresses as a node, as they are reached through the tunnel."""
         return tuple(from_core(*address) for address in self.core.node_addresses)
+
+    @property
+    def sent(self) -> int:
+        """Bytes sent through it so far."""
+        return self.core.counters()["sent_bytes"]
 
     def changed(self) -> None:
         """Wake those who wait for it."""
@@ -287,16 +297,39 @@ class Tunnels:
         for tunnel in self:
             tunnel.core.probe()
 
-    async def end(self) -> None:
-        """Close all."""
+    async def end(self, part: Callable[[], None] = lambda: None) -> None:
+        """Close all.
+
+        Args:
+            part: closes connections; called while there are tunnels to tell their peers through.
+        """
+        await self._let_out(part)
+        tasks = self.abandon()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _let_out(self, part: Callable[[], None]) -> None:
+        """Have ``part`` send something through the tunnels in use, and wait until it is out."""
+        sent = {tunnel: tunnel.sent for tunnel in self if tunnel.up and self._used(tunnel)}
+        if not sent:
+            return
+        part()
+        deadline = asyncio.get_running_loop().time() + PARTING_SECONDS
+        while any(tunnel.sent == before for tunnel, before in sent.items()):
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(_PARTING_LOOK)
+        await asyncio.sleep(_PARTING_LOOK)  # what was counted is on its way
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """Close all without waiting; what is about to end."""
         self._closed = True
         tasks = [tunnel.task for tunnel in self if tunnel.task is not None]
         for tunnel in self:
             self.close(tunnel)
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        return tasks
 
     def _open(self, target: Target) -> Tunnel:
         if self._closed:

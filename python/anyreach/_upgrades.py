@@ -163,12 +163,17 @@ class Upgrades:
 
     async def end(self) -> None:
         """Stop everything."""
+        tasks = self.abandon()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """Stop everything without waiting; what is about to end."""
         tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
         self._entries.clear()
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        return tasks
 
     async def _improve(self, entry: _Entry) -> None:
         loop = asyncio.get_running_loop()

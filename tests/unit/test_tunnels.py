@@ -12,6 +12,7 @@ from anyreach._proving import Contacts
 from anyreach._tunnels import (
     IDLE_SECONDS,
     MAX_TUNNELS,
+    PARTING_SECONDS,
     SWEEP_SECONDS,
     Target,
     Tunnel,
@@ -365,3 +366,36 @@ async def test_where_tls_is_inspected_the_relay_must_be_named() -> None:
     rig.tunnels.hold(target(peer_id=RELAY), "a")
     assert rig.endpoint.tunnels[0].options["allow_tls_inspection"]
     await rig.tunnels.end()
+
+
+@in_virtual_time
+async def test_connections_are_closed_while_their_tunnels_can_tell_it() -> None:
+    rig = Rig()
+    carrying, idle = (rig.tunnels.hold(target(i), "a") for i in range(2))
+    cores = rig.endpoint.tunnels
+    for core, relay in zip(cores, (RELAY, OTHER), strict=True):
+        core.up(relay.raw, "203.0.113.1 5000")
+    rig.used.add(carrying)
+    states: list[str] = []
+
+    def part() -> None:
+        states.extend(core.state for core in cores)
+        asyncio.get_running_loop().call_later(0.03, setattr, cores[0], "sent", 50)
+
+    begun = asyncio.get_running_loop().time()
+    await rig.tunnels.end(part)
+    assert states == ["up", "up"]
+    assert 0.03 <= asyncio.get_running_loop().time() - begun < PARTING_SECONDS
+    assert carrying.ended
+    assert idle.ended
+
+
+@in_virtual_time
+async def test_a_tunnel_that_sends_nothing_is_not_waited_for_long() -> None:
+    for states, least in (("up", PARTING_SECONDS), ("down", 0.0)):
+        rig = Rig()
+        rig.used.add(rig.tunnels.hold(target(), "a"))
+        rig.endpoint.tunnels[0].become(states)
+        begun = asyncio.get_running_loop().time()
+        await rig.tunnels.end(lambda: None)
+        assert least <= asyncio.get_running_loop().time() - begun <= 2 * least

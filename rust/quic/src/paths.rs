@@ -2,5 +2,6 @@
 //! clocks. They are carried out by the endpoint's steward.
 
 pub(crate) mod choice;
-pub(crate) mod floor;
+mod floor;
 pub(crate) mod health;
+pub(crate) mod vigil;

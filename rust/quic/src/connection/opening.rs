@@ -197,6 +197,11 @@ impl Connection {
         closed
     }
 
+    /// Nothing has come by a path for a while: what came before is not acknowledged any more.
+    pub(crate) fn path_stale(&self, id: PathId) {
+        self.0.activity.hushed.add_until_heard(path_number(id));
+    }
+
     /// The engine has forgotten a path.
     pub(crate) fn path_discarded(&self, id: PathId) {
         self.0.activity.hushed.remove(path_number(id));

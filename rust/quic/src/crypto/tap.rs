@@ -70,6 +70,7 @@ impl PacketKey for OneRttKey {
         payload: &mut BytesMut,
     ) -> Result<(), CryptoError> {
         self.key.decrypt(path_id, packet, header, payload)?;
+        self.activity.hushed.heard(path_id);
         self.activity.stir();
         if let Some(tap) = &self.tap {
             tap.opened(path_id, packet, payload);

@@ -22,6 +22,9 @@ const ACK_DELAY: Duration = Duration::from_millis(25);
 /// then, and must have found its own silent.
 const ECHO_DELAY: Duration = Duration::from_millis(70);
 
+/// Between two looks at several paths: what is added to the time a dead one is noticed in.
+pub(crate) const LOOK: Duration = Duration::from_millis(10);
+
 /// The path is asked when a round trip and the delay of its answer have passed in silence, at least
 /// this long after what was sent.
 const FIRST_PING_FLOOR: Duration = Duration::from_millis(50);
@@ -34,8 +37,8 @@ const PINGS: u32 = 3;
 const PING_INTERVAL_MIN: Duration = Duration::from_millis(20);
 const PING_INTERVAL_MAX: Duration = Duration::from_millis(100);
 
-/// And afterwards: it may come back.
-const PING_INTERVAL_SILENT: Duration = Duration::from_millis(250);
+/// And afterwards: it may come back. More often than what came by it is forgotten.
+const PING_INTERVAL_SILENT: Duration = Duration::from_millis(100);
 
 /// Silence after which a path is given up although no other has shown life either: peers of other
 /// makes may answer only on the dead one.
@@ -58,17 +61,10 @@ pub(crate) struct Sample {
 pub(crate) enum Health {
     /// It answers, or was asked nothing.
     Good,
-    /// It owes an answer. To be pinged, and the others as well, if `ping`.
-    Suspect {
-        /// Whether it is time for the next ping.
-        ping: bool,
-    },
-    /// It does not answer; to be closed if another one lives. To be pinged, and the others as well,
-    /// if `ping`.
-    Silent {
-        /// Whether it is time for the next ping.
-        ping: bool,
-    },
+    /// It owes an answer, and is to be asked for it, and the others as well.
+    Suspect,
+    /// It does not answer, and is to be closed if another one lives.
+    Silent,
     /// It has not answered for so long that it is to be closed in any case, if there is another.
     Hopeless,
 }
@@ -78,6 +74,8 @@ pub(crate) enum Health {
 pub(crate) struct Change {
     /// Anything has happened on the path.
     pub(crate) any: bool,
+    /// Something has come by it.
+    pub(crate) received: bool,
     /// It had been silent and is not any more.
     pub(crate) revived: bool,
 }
@@ -88,6 +86,7 @@ pub(crate) struct Pulse {
     last: Sample,
     heard: Instant,
     received: Instant,
+    answered: Instant,
     /// When something was sent that has not been answered.
     unanswered: Option<Instant>,
     pings: u32,
@@ -106,6 +105,7 @@ impl Pulse {
             last: sample,
             heard: now,
             received: now,
+            answered: now,
             unanswered: None,
             pings: 0,
             pinged: None,
@@ -117,7 +117,8 @@ impl Pulse {
 
     /// Takes in the counters.
     pub(crate) fn sample(&mut self, now: Instant, sample: Sample) -> Change {
-        let was_silent = matches!(self.health(now), Health::Silent { .. } | Health::Hopeless);
+        let was_silent =
+            matches!(self.health(now), Health::Silent | Health::Hopeless) && !self.is_heard();
         let last = std::mem::replace(&mut self.last, sample);
         let (sent, received) = (sample.sent != last.sent, sample.received != last.received);
         if received {
@@ -132,6 +133,7 @@ impl Pulse {
             });
         }
         if answered {
+            self.answered = now;
             self.unanswered = None;
             self.reset_pings();
         } else if sent && self.unanswered.is_none() {
@@ -139,6 +141,7 @@ impl Pulse {
         }
         Change {
             any: sent || received,
+            received,
             revived: was_silent && self.heard == now,
         }
     }
@@ -156,6 +159,11 @@ impl Pulse {
         self.asked = None;
     }
 
+    /// Something should have come by it since it was last heard.
+    pub(crate) fn expect(&mut self) {
+        self.unanswered.get_or_insert(self.heard);
+    }
+
     /// The path was asked for a sign of life.
     pub(crate) fn pinged(&mut self, now: Instant) {
         self.pinged = Some(now);
@@ -168,6 +176,11 @@ impl Pulse {
         }
     }
 
+    /// Its smoothed round-trip time.
+    pub(crate) fn rtt(&self) -> Duration {
+        self.last.rtt
+    }
+
     /// When it last gave a sign of life.
     pub(crate) fn heard(&self) -> Instant {
         self.heard
@@ -177,6 +190,11 @@ impl Pulse {
     /// other paths.
     pub(crate) fn late_by(&self) -> Duration {
         self.late_by
+    }
+
+    /// When the answer it owes should have been here.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.unanswered.map(|since| since + self.answer_time())
     }
 
     /// How long an answer takes at most if all is well.
@@ -199,6 +217,37 @@ impl Pulse {
     /// When something last came by it.
     pub(crate) fn received(&self) -> Instant {
         self.received
+    }
+
+    /// Whether anything was heard of it since it owes an answer.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.unanswered
+            .is_none_or(|since| self.is_heard_since(since))
+    }
+
+    /// Whether something was heard of it that left the peer after `since`: what comes sooner was
+    /// under way before.
+    pub(crate) fn is_heard_since(&self, since: Instant) -> bool {
+        self.heard > since + self.last.rtt
+    }
+
+    /// Whether something we sent by it was acknowledged after `time`.
+    pub(crate) fn is_answered_after(&self, time: Instant) -> bool {
+        self.answered > time
+    }
+
+    /// When the last of the pings that were to settle it should have been answered.
+    pub(crate) fn settled(&self) -> Option<Instant> {
+        self.asked.map(|asked| asked + self.answer_time())
+    }
+
+    /// Whether something has come by it of late, although it owes an answer: it lives one way at
+    /// least, and it may be the answers that get lost, on another path.
+    pub(crate) fn is_half_alive(&self, now: Instant) -> bool {
+        let of_late = now.saturating_duration_since(self.received) < self.patience();
+        // What was sent left before the look that noticed it.
+        let answer = |since| self.received + LOOK > since + self.last.rtt;
+        of_late && self.unanswered.is_some_and(answer)
     }
 
     /// Since when it owes an answer.
@@ -232,13 +281,9 @@ impl Pulse {
         if asked && silence >= HOPELESS.max(rtt * HOPELESS_RTTS) {
             Health::Hopeless
         } else if asked && silence >= self.patience() {
-            Health::Silent {
-                ping: self.ping_is_due(now),
-            }
+            Health::Silent
         } else {
-            Health::Suspect {
-                ping: self.ping_is_due(now),
-            }
+            Health::Suspect
         }
     }
 }

@@ -1,0 +1,282 @@
+//! The watch over all paths of a connection: which to ping, and which to close.
+//!
+//! A path that owes an answer is asked for it, and the others are asked as well, to see whether it is
+//! only that one. It is dead if it does not answer while another one does.
+//!
+//! The engine acknowledges what comes by any path on the one it sends on itself, which may be the
+//! dead one. So nodes also answer by a ping on the path they were asked on, and every path has signs
+//! of life of its own. What was heard of a path, though nothing of what was sent by it was
+//! acknowledged, is closed only if acknowledgements do arrive: that of another path.
+//!
+//! Only the side that dialed closes paths, so that the two never close different ones. The other
+//! side asks as well, which makes the first one look; it acts itself when nothing comes of that.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    floor::Floor,
+    health::{Health, Pulse, Sample},
+};
+use crate::throttle::{Pace, Throttle};
+
+/// A look that comes later than this says nothing about the time before: we were not served, and so
+/// neither were our packets.
+const LATE: Duration = Duration::from_millis(60);
+
+/// The current path has been silent for so long when something comes by another one unasked: then the
+/// other side is looking for a path, and so do we.
+const UNASKED_SILENCE: Duration = Duration::from_millis(50);
+
+/// An acknowledgement of what was received so long ago tells the peer less than it misleads it.
+const STALE: Duration = Duration::from_millis(100);
+
+/// What comes by a path so soon after our own ping is its answer.
+const ANSWER_WINDOW: Duration = Duration::from_millis(60);
+
+/// Answers by pings of the side that did not dial: as many as a search takes, and little more when
+/// the two sides use different paths all the time. The other side answers none, or the two would
+/// play ball; it asks about the path it uses itself as often.
+const ECHO_PACE: Pace = Pace {
+    burst: 64,
+    period: Duration::from_millis(500),
+};
+
+/// How much longer the side that did not dial waits for the other one to act.
+const FOLLOWER_PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct Vigil {
+    watched: BTreeMap<u32, Watched>,
+    looked: Option<Instant>,
+    /// When anything was last seen to happen.
+    busy: Instant,
+    /// A silent path was heard again with the last samples: so it was not the path, and the others
+    /// may be about to be heard as well.
+    revived: bool,
+    /// Whether this side dialed.
+    leads: bool,
+    echoes: Throttle,
+}
+
+#[derive(Debug)]
+struct Watched {
+    pulse: Pulse,
+    floor: Floor,
+    pinged: Option<Instant>,
+    /// Something came by it before the last look.
+    received: bool,
+}
+
+/// What is to be done after a look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Orders {
+    /// To be closed. Never all.
+    pub(crate) close: Vec<u32>,
+    /// To be pinged.
+    pub(crate) ping: Vec<u32>,
+    /// What was received by these is not to be acknowledged any more, until something comes again.
+    pub(crate) stale: Vec<u32>,
+}
+
+impl Vigil {
+    pub(crate) fn new(leads: bool, now: Instant) -> Self {
+        Self {
+            watched: BTreeMap::new(),
+            looked: None,
+            busy: now,
+            revived: false,
+            leads,
+            echoes: Throttle::new(ECHO_PACE, now),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.watched.len()
+    }
+
+    /// When it last looked.
+    pub(crate) fn looked(&self) -> Option<Instant> {
+        self.looked
+    }
+
+    /// When anything was last seen to happen.
+    pub(crate) fn busy(&self) -> Instant {
+        self.busy
+    }
+
+    /// Whether any path owes an answer.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.watched
+            .values()
+            .any(|path| path.pulse.unanswered().is_some())
+    }
+
+    /// When a path last gave a sign of life.
+    pub(crate) fn heard(&self, id: u32) -> Option<Instant> {
+        self.watched.get(&id).map(|path| path.pulse.heard())
+    }
+
+    /// Forgets all paths but these.
+    pub(crate) fn retain(&mut self, open: impl Fn(u32) -> bool) {
+        let before = self.watched.len();
+        self.watched.retain(|id, _| open(*id));
+        if self.watched.len() < before {
+            // Answers of the others may have been lost on those that are gone.
+            self.forgive();
+        }
+    }
+
+    /// Takes in what the engine counts on a path; its round-trip time without our own queues.
+    pub(crate) fn sample(&mut self, now: Instant, id: u32, sample: Sample) -> Duration {
+        let watched = self.watched.entry(id).or_insert_with(|| Watched {
+            pulse: Pulse::new(now, sample),
+            floor: Floor::new(now, sample.rtt),
+            pinged: None,
+            received: false,
+        });
+        let change = watched.pulse.sample(now, sample);
+        if change.any {
+            self.busy = now;
+        }
+        watched.received = change.received;
+        self.revived |= change.revived;
+        watched.floor.sample(now, sample.rtt)
+    }
+
+    /// After the samples of all paths: what is to be done. `current` is the path data goes by.
+    pub(crate) fn look(&mut self, now: Instant, current: Option<u32>) -> Orders {
+        let late = self
+            .looked
+            .is_none_or(|looked| now.saturating_duration_since(looked) > LATE);
+        self.looked = Some(now);
+        if late || std::mem::take(&mut self.revived) {
+            self.forgive();
+        }
+        let mut orders = Orders::default();
+        if self.watched.len() < 2 {
+            return orders;
+        }
+        self.unasked(now, current, &mut orders);
+        self.question(now, &mut orders);
+        if !orders.close.is_empty() {
+            orders.ping.clear();
+            orders.stale.clear();
+            self.retain(|id| !orders.close.contains(&id));
+        }
+        for id in &orders.ping {
+            if let Some(path) = self.watched.get_mut(id) {
+                path.pinged = Some(now);
+                path.pulse.pinged(now);
+            }
+        }
+        orders
+    }
+
+    /// What was not answered so far does not count.
+    fn forgive(&mut self) {
+        for path in self.watched.values_mut() {
+            path.pulse.forgive();
+        }
+    }
+
+    /// What came by other paths than the current one without being asked for.
+    fn unasked(&mut self, now: Instant, current: Option<u32>, orders: &mut Orders) {
+        let unasked = self.watched.iter().filter(|(id, path)| {
+            let window = ANSWER_WINDOW + path.floor.get() * 2;
+            let asked = path
+                .pinged
+                .is_some_and(|pinged| now.saturating_duration_since(pinged) < window);
+            // The other side answers nothing, so who follows need not tell answers from questions.
+            path.received && Some(**id) != current && !(asked && self.leads)
+        });
+        let unasked: Vec<u32> = unasked.map(|(id, _)| *id).collect();
+        if unasked.is_empty() {
+            return;
+        }
+        if !self.leads {
+            let echoes = unasked.into_iter();
+            orders
+                .ping
+                .extend(echoes.filter(|_| self.echoes.take(now).is_ok()));
+            return;
+        }
+        let Some((current, own)) = current.and_then(|id| Some((id, self.watched.get_mut(&id)?)))
+        else {
+            return;
+        };
+        if now.saturating_duration_since(own.pulse.received()) >= UNASKED_SILENCE {
+            own.pulse.expect();
+        } else if self.echoes.take(now).is_ok() {
+            // It lives towards us. Whether it does the other way shows when it is asked.
+            orders.ping.push(current);
+        }
+    }
+
+    /// Paths that owe an answer, and the others because of them.
+    fn question(&self, now: Instant, orders: &mut Orders) {
+        let mut asking = false;
+        for (id, path) in &self.watched {
+            let health = path.pulse.health(now);
+            let silence = now.saturating_duration_since(path.pulse.received());
+            if path.pulse.unanswered().is_some() && silence >= STALE {
+                orders.stale.push(*id);
+            }
+            let Some(due) = path.pulse.due().filter(|_| health != Health::Good) else {
+                continue;
+            };
+            asking = true;
+            let dead = match health {
+                Health::Good | Health::Suspect => false,
+                Health::Hopeless if !path.pulse.is_half_alive(now) => true,
+                Health::Silent | Health::Hopeless => self.is_only(*id, due, now),
+            };
+            // One must be left, however hopeless.
+            if dead && orders.close.len() + 1 < self.watched.len() {
+                orders.close.push(*id);
+            } else if path.pulse.ping_is_due(now) && !orders.ping.contains(id) {
+                orders.ping.push(*id);
+            }
+        }
+        // The others as long as it takes.
+        for (id, path) in self.watched.iter().filter(|_| asking) {
+            if path.pulse.unanswered().is_none()
+                && path.pulse.ping_is_due(now)
+                && !orders.ping.contains(id)
+            {
+                orders.ping.push(*id);
+            }
+        }
+    }
+
+    /// Whether it is this path alone that is silent: others have shown life since its answer was
+    /// `due`.
+    fn is_only(&self, id: u32, due: Instant, now: Instant) -> bool {
+        let Some(silent) = self.watched.get(&id).map(|path| &path.pulse) else {
+            return false;
+        };
+        let patience = match self.leads {
+            true => Duration::ZERO,
+            false => FOLLOWER_PATIENCE,
+        };
+        let rtts = self.watched.values().map(|path| path.pulse.rtt());
+        let slowest = rtts.max().unwrap_or_default();
+        let others = self.watched.iter().filter(|(other, _)| **other != id);
+        others.map(|(_, path)| &path.pulse).any(|other| {
+            let lives = match silent.is_half_alive(now) {
+                false => other.is_heard_since(due),
+                // An acknowledgement may come by the slowest path.
+                true => silent
+                    .settled()
+                    .is_some_and(|settled| other.is_answered_after(settled + slowest)),
+            };
+            // On a line that stutters all answers are late, and this one may still come.
+            lives && silent.outlasted(now, patience + other.late_by() * 2)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::{super::health::LOOK, *};
+
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// What goes over a line of the model: a packet that calls for an acknowledgement, by this path, or
+/// the acknowledgement of such a one.
+#[derive(Debug, Clone, Copy)]
+enum Packet {
+    Data,
+    Ack(u32),
+}
+
+/// A node: its view of its paths, and what its engine counts.
+struct Node {
+    vigil: Vigil,
+    current: u32,
+    counts: BTreeMap<u32, Sample>,
+    closed: Vec<u32>,
+}
+
+/// Two nodes, and lines between them that deliver after a while, or do not.
+struct Model {
+    start: Instant,
+    now: Instant,
+    nodes: [Node; 2],
+    rtts: Vec<Duration>,
+    /// By path and receiver.
+    up: Vec<[bool; 2]>,
+    under_way: VecDeque<(Instant, u32, usize, Packet)>,
+}
+
+impl Model {
+    fn new(rtts: &[u64]) -> Self {
+        let now = Instant::now();
+        let rtts: Vec<Duration> = rtts.iter().map(|rtt| ms(*rtt)).collect();
+        let node = |leads| Node {
+            vigil: Vigil::new(leads, now),
+            current: 0,
+            counts: (0..)
+                .zip(&rtts)
+                .map(|(id, rtt)| (id, sample(*rtt)))
+                .collect(),
+            closed: Vec::new(),
+        };
+        Self {
+            start: now,
+            now,
+            nodes: [node(true), node(false)],
+            up: vec![[true; 2]; rtts.len()],
+            rtts,
+            under_way: VecDeque::new(),
+        }
+    }
+
+    fn send(&mut self, from: usize, path: u32, packet: Packet) {
+        if !self.nodes[from].counts.contains_key(&path) {
+            return;
+        }
+        if let (Packet::Data, Some(counts)) = (packet, self.nodes[from].counts.get_mut(&path)) {
+            counts.sent += 40;
+        }
+        if self.up[path as usize][1 - from] {
+            let due = self.now + self.rtts[path as usize] / 2;
+            self.under_way.push_back((due, path, 1 - from, packet));
+        }
+    }
+
+    fn arrive(&mut self, path: u32, at: usize, packet: Packet) {
+        let node = &mut self.nodes[at];
+        let Some(counts) = node.counts.get_mut(&path) else {
+            return;
+        };
+        counts.received += 1;
+        match packet {
+            // By the path it uses itself, like the engine.
+            Packet::Data => {
+                let current = node.current;
+                self.send(at, current, Packet::Ack(path));
+            }
+            Packet::Ack(of) => {
+                if let Some(counts) = node.counts.get_mut(&of) {
+                    counts.rtt += Duration::from_nanos(1);
+                }
+            }
+        }
+    }
+
+    /// One look of both, with data from those who have some.
+    fn step(&mut self, sends: [bool; 2]) {
+        self.now += LOOK;
+        let now = self.now;
+        while let Some(at) = self.under_way.iter().position(|(due, ..)| *due <= now) {
+            let (_, path, at, packet) = self.under_way.remove(at).unwrap();
+            self.arrive(path, at, packet);
+        }
+        for (at, sends) in sends.into_iter().enumerate() {
+            if sends {
+                self.send(at, self.nodes[at].current, Packet::Data);
+            }
+            let node = &mut self.nodes[at];
+            for (id, counts) in &node.counts {
+                node.vigil.sample(now, *id, *counts);
+            }
+            let orders = node.vigil.look(now, Some(node.current));
+            for id in orders.close {
+                self.close(at, id);
+                // The peer hears of it by the others; here at once.
+                self.close(1 - at, id);
+            }
+            for id in orders.ping {
+                self.send(at, id, Packet::Data);
+            }
+        }
+    }
+
+    fn close(&mut self, at: usize, id: u32) {
+        let node = &mut self.nodes[at];
+        node.counts.remove(&id);
+        node.vigil.retain(|open| open != id);
+        node.closed.push(id);
+        let first = *node.counts.keys().next().expect("never the last one");
+        if node.current == id {
+            node.current = first;
+        }
+    }
+
+    fn run(&mut self, time: Duration, sends: [bool; 2]) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step(sends);
+        }
+    }
+
+    fn closed(&self) -> &[u32] {
+        assert_eq!(self.nodes[0].closed, self.nodes[1].closed);
+        &self.nodes[0].closed
+    }
+}
+
+fn sample(rtt: Duration) -> Sample {
+    Sample {
+        rtt,
+        ..Sample::default()
+    }
+}
+
+#[test]
+fn a_dead_path_is_closed_whoever_sends_and_whichever_way_it_died() {
+    for sends in [[true, false], [false, true], [true, true]] {
+        for up in [[false, false], [true, false], [false, true]] {
+            let mut model = Model::new(&[4, 40]);
+            model.run(ms(1000), sends);
+            model.up[0] = up;
+            let before = model.now;
+            while model.closed().is_empty() {
+                model.step(sends);
+                assert!(model.now - before < ms(400), "{sends:?} {up:?}");
+            }
+            assert!(model.now - before >= ms(150));
+            model.run(ms(5000), sends);
+            assert_eq!(model.closed(), [0]);
+        }
+    }
+}
+
+#[test]
+fn a_silence_of_everything_closes_nothing_unless_it_lasts() {
+    for outage in [300, 1000, 2500] {
+        let mut model = Model::new(&[4, 40, 90]);
+        model.run(ms(1000), [true, false]);
+        model.up = vec![[false; 2]; 3];
+        model.run(ms(outage), [true, false]);
+        model.up = vec![[true; 2]; 3];
+        model.run(ms(5000), [true, false]);
+        assert_eq!(model.closed(), [], "{outage}");
+    }
+    let mut model = Model::new(&[4, 40]);
+    model.up = vec![[false; 2]; 2];
+    model.run(ms(10_000), [true, true]);
+    for node in &model.nodes {
+        assert_eq!(node.counts.len(), 1, "one is left");
+    }
+}
+
+#[test]
+fn an_idle_connection_is_left_in_peace() {
+    let mut model = Model::new(&[4, 40]);
+    let mut packets = 0;
+    for second in 0..600 {
+        // A keep-alive of the dialing side, on all paths, like the engine's.
+        if second % 15 == 0 {
+            for path in 0..2 {
+                model.send(0, path, Packet::Data);
+            }
+        }
+        let end = model.now + ms(1000);
+        while model.now < end {
+            let before = model.under_way.len();
+            model.step([false, false]);
+            packets += model.under_way.len().saturating_sub(before);
+        }
+    }
+    assert_eq!(model.closed(), []);
+    // Two keep-alives and their acknowledgements, and at most an answer by the other path.
+    assert!(packets <= 40 * 6, "{packets} in ten minutes");
+    assert!(model.now - model.start >= ms(599_000));
+}
+
+proptest! {
+    /// Paths die one after another, whichever is in use and whoever sends, until one is left: it and
+    /// no other is kept.
+    #[test]
+    fn the_dead_are_closed_and_the_living_kept(
+        rtts in prop::collection::vec(1_u64..300, 2..5),
+        deaths in Just((0..4_usize).collect::<Vec<_>>()).prop_shuffle(),
+        sends in prop::collection::vec(any::<[bool; 2]>(), 4),
+        times in prop::collection::vec(0_u64..500, 4),
+    ) {
+        let mut model = Model::new(&rtts);
+        model.run(ms(1000), [true, true]);
+        for ((line, sends), time) in deaths.into_iter().zip(sends).zip(times) {
+            if line >= rtts.len() || model.nodes[0].counts.len() == 1 {
+                continue;
+            }
+            model.run(ms(time), sends);
+            model.up[line] = [false; 2];
+            // Those that carry no data are noticed by the keep-alives.
+            for _ in 0..3 {
+                for path in 0..rtts.len() as u32 {
+                    model.send(0, path, Packet::Data);
+                }
+                model.run(KEEP_ALIVE, sends);
+            }
+            for id in 0..rtts.len() as u32 {
+                let is_closed = model.closed().contains(&id);
+                prop_assert_eq!(is_closed, !model.up[id as usize][0], "path {}", id);
+            }
+        }
+    }
+
+    /// A path dies one way or both while probes of the MTU and the like are under way on others: it
+    /// is closed and no other.
+    #[test]
+    fn the_right_one_is_closed(
+        rtts in prop::collection::vec(1_u64..300, 2..5),
+        dying in any::<prop::sample::Index>(),
+        up in prop::sample::select(vec![[false, false], [false, true], [true, false]]),
+        sends in prop::sample::select(vec![[true, false], [false, true], [true, true]]),
+        probes in prop::collection::vec((0_usize..2, any::<prop::sample::Index>(), 0_u64..60), 0..8),
+    ) {
+        let mut model = Model::new(&rtts);
+        let dying = dying.index(rtts.len());
+        model.run(ms(1000), sends);
+        for (at, path, time) in probes {
+            model.send(at, path.index(rtts.len()) as u32, Packet::Data);
+            model.run(ms(time), sends);
+        }
+        model.up[dying] = up;
+        for _ in 0..2 {
+            model.run(KEEP_ALIVE, sends);
+            for path in 0..rtts.len() as u32 {
+                model.send(0, path, Packet::Data);
+            }
+        }
+        let closed = model.closed();
+        prop_assert!(closed.iter().all(|id| *id == dying as u32), "{:?}", closed);
+        // Whoever sends by it towards the dead end, or hears nothing by it, finds out.
+        if dying == 0 {
+            prop_assert_eq!(closed, [0]);
+        }
+    }
+
+    /// Whatever happens to the lines, also to several at once: one is always left.
+    #[test]
+    fn a_path_is_left(
+        rtts in prop::collection::vec(1_u64..300, 2..5),
+        events in prop::collection::vec(
+            (0_usize..5, any::<[bool; 2]>(), any::<[bool; 2]>(), 20_u64..1500), 0..30,
+        ),
+    ) {
+        let mut model = Model::new(&rtts);
+        let last = rtts.len() - 1;
+        for (path, up, sends, time) in events {
+            if let Some(line) = model.up[..last].get_mut(path) {
+                *line = up;
+            }
+            model.run(ms(time), sends);
+            for node in &model.nodes {
+                prop_assert!(!node.counts.is_empty());
+            }
+        }
+    }
+}
