@@ -91,6 +91,7 @@ class Flow:
         peer: who is wanted, as the first caller said it.
         race: the Happy Eyeballs state.
         log: what was tried.
+        straight: whether the peer is dialed at its own addresses.
         task: ends with the connection, or with :meth:`failure`.
         waiters: callers that wait for it, kept by the dialer.
     """
@@ -115,7 +116,7 @@ class Flow:
         # What direct attempts ended with.
         self._answers: dict[SocketAddress, str] = {}
         self._searched = False
-        self._direct = False
+        self.straight = False
         self._changed = asyncio.Event()
         self._asking = False
         # Addresses that wait for the answer on the existing connection, and until when.
@@ -149,8 +150,8 @@ class Flow:
 
     def go_straight(self) -> None:
         """Dial the peer at its own addresses, which nothing does before."""
-        if not self._direct:
-            self._direct = True
+        if not self.straight:
+            self.straight = True
             self.race.add(self._usable)
             self._changed.set()
 
@@ -460,7 +461,7 @@ class Flow:
                 detail = f"no own {family} address reaches a {scope} one"
                 self._turn_away(address, "unreachable", detail)
         self._usable.update(dict.fromkeys(usable))
-        if self._direct:
+        if self.straight:
             self.race.add(usable)
 
     def _turn_away(self, address: SocketAddress, reason: str, detail: str) -> None:

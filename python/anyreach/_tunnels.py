@@ -35,7 +35,7 @@ MAX_TUNNELS: Final = 16
 """Tunnels of one node: its reservations, a replacement each, and relays of some peers in other
 networks. Each costs a connection and a socket at the relay."""
 
-PARTING_SECONDS: Final = 0.1
+PARTING_SECONDS: Final = 1.0
 _PARTING_LOOK: Final = 0.005
 """Seconds for the last packet of a connection to leave through a tunnel, at most and between two
 looks; it takes microseconds."""

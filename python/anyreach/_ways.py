@@ -319,11 +319,11 @@ class Ways:
     async def detour(self, flow: Flow, host: HostPort) -> None:
         """Reach whoever is at ``host`` over TCP, if nobody answers there over UDP.
 
-        Without direct paths it is the only way there, and over UDP as well.
+        Where nothing is dialed directly it is the only way there, and over UDP as well.
         """
         if not self._relayed:
             return
-        if self._direct:
+        if flow.straight:
             await asyncio.sleep(self._delay)
             if flow.answered(host) is not None:
                 return  # somebody did, and said no
@@ -331,7 +331,7 @@ class Ways:
         addresses = tuple(a for a in addresses if a in flow.direct_addresses)
         if not addresses and not self._tunnels.has_proxy(host):
             return
-        target = Target(host, addresses, flow.peer.peer_id, udp=not self._direct)
+        target = Target(host, addresses, flow.peer.peer_id, udp=not flow.straight)
         tunnel = await self._open(flow, target)
         if tunnel is None:
             return

@@ -755,6 +755,19 @@ async def test_known_peers_are_dialed_all_the_same() -> None:
     await rig.end()
 
 
+@in_virtual_time
+async def test_known_peers_get_no_tunnel_before_they_had_time_to_answer() -> None:
+    rig = Rig(direct=False)
+    begun = now()
+    call = rig.call("192.0.2.51:9000", search=False)
+    (tunnel,) = await rig.endpoint.dug(1)
+    assert now() - begun == pytest.approx(DELAY, abs=0.01)
+    assert [carrier for carrier, _ in tunnel.options["plan"]] == ["h2"]
+    rig.endpoint.dials[0].win(FakeConnection())
+    await call
+    await rig.end()
+
+
 # The end
 
 
