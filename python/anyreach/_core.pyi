@@ -19,8 +19,12 @@ __all__ = [
     "Identity",
     "PathAttempt",
     "PathInfo",
+    "Pool",
+    "PortMapping",
     "RecvStream",
+    "Reflection",
     "SendStream",
+    "Spray",
     "Tunnel",
     "__version__",
     "interface_addresses",
@@ -156,8 +160,33 @@ class Endpoint:
         a failover ``silent`` is how many seconds the path that is gone had been silent, else None;
         ``("reach", Connection)`` the peer told where it can be reached;
         ``("sought", Connection, peer_id, ip, port)`` the peer was asked for us by another one,
-        which it sees at that address.
+        which it sees at that address;
+        ``("candidates", Connection)`` the peer added or removed addresses (ADD_ADDRESS,
+        REMOVE_ADDRESS);
+        ``("round", Connection, round)`` the peer has begun a round of punching (PUNCH_ME_NOW);
+        ``("opened", Connection, ip, port)`` an authentic opener of the peer came from there;
+        ``("nat", Connection)`` the peer told what its NAT does;
+        ``("prepare", Connection, id, method, addresses, count)`` the peer asks for a step of
+        punching; ``("prepared", Connection, id, ok, addresses)`` its answer to ours;
+        ``("network", reason)`` "interfaces" or "source-gone": the addresses of this host changed.
         """
+    # NAT traversal (docs/protocol.md)
+    def announce_nat(self, mapping: str, filtering: str, ports: str, step: int) -> None:
+        """Tell all peers what our NAT does; words as in nat.NatReport."""
+    def set_near(self, prefixes: Sequence[str]) -> None:
+        """Networks of ours, "192.168.1.0/24": candidates of peers inside them are not refused."""
+    def map_port(self) -> PortMapping:
+        """Ask the routers for a mapping of our port by PCP, NAT-PMP and UPnP IGD."""
+    def reflect(
+        self,
+        ip: str,
+        port: int,
+        timeout: float,
+        *,
+        via: Tunnel | None = None,  # send through this tunnel
+        fresh: bool = False,  # send from a socket made for this, thrown away afterwards
+    ) -> Reflection:
+        """Send a datagram to one of our own addresses and see where from and where it arrives."""
     def counters(self) -> dict[str, int]: ...
     def close(self, code: int, reason: bytes) -> None: ...
     def abandon(self) -> None: ...  # closes in good order, with nobody to wait for it
@@ -216,6 +245,51 @@ class Connection:
     @property
     def reach(self) -> _Reach | None: ...  # what the peer told, direct and relayed
     def find(self, peer_id: bytes) -> Find: ...  # ask the peer for another one
+    # NAT traversal (docs/protocol.md)
+    @property
+    def can_punch(self) -> bool: ...  # negotiated nat_traversal (draft-seemann-02)
+    @property
+    def peer_nat(self) -> tuple[str, str, str, int] | None:
+        """(mapping, filtering, ports, step) as the peer told."""
+    @property
+    def peer_candidates(self) -> list[tuple[str, int]]:
+        """What the peer has added and not removed, without what is refused; client side."""
+    def set_candidates(self, candidates: Sequence[tuple[str, int]]) -> None:
+        """Our addresses for this peer, best first: those that are new are added, others removed.
+
+        On the side that dialed they are told with the next round only.
+        """
+    def allow_near(self, prefixes: Sequence[str]) -> None:
+        """More networks in which addresses of this peer are not refused, as Endpoint.set_near."""
+    def start_round(
+        self,
+        pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]],
+        *,
+        opener_ttl: int = 0,
+        hold: float = 0,
+    ) -> int:
+        """Begin a round of punching with (own, remote) pairs; its number. Client side only.
+
+        First openers are sent to the remote addresses in the order of their ports, with that
+        time to live (0: none are sent, 255: as usual), then probes of ours are held back for
+        ``hold`` seconds or until the peer was heard from there. Raises DialFailed: "not-dialed",
+        "limit" (too soon), "closed", "protocol" (not negotiated).
+        """
+    def prepare(
+        self, method: str, addresses: Sequence[tuple[str, int]], count: int
+    ) -> int: ...  # asks the peer for a step of punching; the id of the question
+    def prepared(self, id: int, ok: bool, addresses: Sequence[tuple[str, int]]) -> None: ...
+    def spray(self, ip: str, count: int, seconds: float) -> Spray:
+        """Openers to that many random ports of ``ip``, evenly over ``seconds``, until one is answered.
+
+        What the budget of the peer does not allow is left out.
+        """
+    def pool(self, ip: str, port: int, count: int) -> Pool:
+        """Open so many sockets, each sending an opener to the address. Raises OSError."""
+    def openers(self, addresses: Sequence[tuple[str, int]], ttl: int) -> int:
+        """Send an opener to each, in this order; how many the budget allowed."""
+    def punch_stats(self) -> dict[str, int]:
+        """rounds, probes_sent, openers_sent, openers_received, refused_*, budget_refused."""
     def poll_answers(self, bridge: Bridge, token: int) -> bool | None:
         """Whether the peer answers a PING within about three round trips, at most two seconds."""
     def close(self, code: int, reason: bytes) -> None: ...
@@ -241,6 +315,45 @@ class Find:
 class PathAttempt:
     """A path in the making. Dropping it leaves the path to its fate."""
     def poll(self, bridge: Bridge, token: int) -> int | None: ...  # path id; raises DialFailed
+
+@final
+class Reflection:
+    """A datagram to ourselves on its way. Dropping it gives up."""
+    def poll(
+        self, bridge: Bridge, token: int
+    ) -> tuple[tuple[str, int] | None, int | None] | None:
+        """(the source it arrived with, number of the tunnel it arrived through or None for the
+        own socket); the source is None if it did not arrive in time."""
+
+@final
+class Spray:
+    """Openers being sent. Dropping it ends that."""
+    def poll(self, bridge: Bridge, token: int) -> tuple[int, bool] | None: ...  # (sent, was hit)
+    def cancel(self) -> None: ...
+
+@final
+class Pool:
+    """Sockets towards one address. Closing or dropping it closes those that no path uses."""
+    @property
+    def size(self) -> int: ...
+    @property
+    def adopted(self) -> list[tuple[tuple[str, int], tuple[str, int]]]: ...  # (local, remote)
+    def refresh(self) -> None: ...  # send the openers once more
+    def close(self) -> None: ...
+
+@final
+class PortMapping:
+    """A port of a router that leads here, kept up until closed or dropped."""
+    @property
+    def external(self) -> tuple[str, int] | None: ...  # None while there is none
+    @property
+    def protocol(self) -> Literal["pcp", "nat-pmp", "upnp"] | None: ...
+    @property
+    def error(self) -> str | None: ...  # why there is none
+    @property
+    def changes(self) -> int: ...
+    def poll_change(self, seen: int, bridge: Bridge, token: int) -> int | None: ...
+    def close(self) -> None: ...  # takes the mapping back
 
 @final
 class Tunnel:
