@@ -31,8 +31,9 @@ class Handler(socketserver.BaseRequestHandler):
 class Server(socketserver.ThreadingTCPServer):
     address_family = socketserver.socket.AF_INET6
     allow_reuse_address = True
+server = Server(("::", int(sys.argv[1])), Handler)
 print('{"event": "listening"}', flush=True)
-Server(("::", int(sys.argv[1])), Handler).serve_forever()
+server.serve_forever()
 """
 
 _TCP_CLIENT: Final = """
