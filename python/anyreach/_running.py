@@ -204,8 +204,8 @@ class Running:
         logger.info("node %s is closed", self.me)
 
     def _close_connections(self) -> None:
-        for live in self._live.values():
-            live.core.close(NODE_CLOSED, _PARTING)
+        for core in self._endpoint.connections():
+            core.close(NODE_CLOSED, _PARTING)
 
     def abandon(self) -> None:
         """Close without waiting for anything. From any thread, whether the loop still runs or not.
@@ -302,10 +302,11 @@ class Running:
 
     def _carries_connections(self, tunnel: Tunnel) -> bool:
         relay = None if tunnel.relay is None else bytes(tunnel.relay)
+        # Also those the events have not told of yet.
         return any(
             path.tunnelled and path.via == relay
-            for live in self._live.values()
-            for path in live.core.paths()
+            for core in self._endpoint.connections()
+            for path in core.paths()
         )
 
     def _network_changed(self) -> None:
