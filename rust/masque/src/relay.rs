@@ -29,11 +29,7 @@ use std::{
 
 use anyreach_net::{canonical, canonical_ip, interface_addresses};
 use http::Request;
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, watch},
-    task::AbortHandle,
-};
+use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
 
 use crate::carrier::{Accepted, BoxFuture, Client, Refused, Service, TunnelIn, TunnelOut};
 
@@ -58,6 +54,7 @@ use addresses::Surroundings;
 use desk::{Desk, Lent};
 use policy::Policy;
 use quota::{Quotas, Rate};
+use resolve::Lookups;
 use rules::Rules;
 use session::Session;
 use stats::Ledger;
@@ -90,7 +87,7 @@ struct Inner {
     ledger: Arc<Ledger>,
     desk: Mutex<Desk>,
     view: Mutex<View>,
-    lookups: Arc<Semaphore>,
+    lookups: Arc<Lookups>,
     accepted: AtomicU64,
     refused: [AtomicU64; RelayStats::REFUSALS.len()],
     taken_over: AtomicU64,
@@ -137,7 +134,7 @@ impl Relay {
             desk: Mutex::new(Desk::new(runtime.clone(), ledger.clone())),
             ledger,
             view: Mutex::default(),
-            lookups: Arc::new(Semaphore::new(resolve::MAX_LOOKUPS)),
+            lookups: Arc::default(),
             accepted: AtomicU64::new(0),
             refused: Default::default(),
             taken_over: AtomicU64::new(0),

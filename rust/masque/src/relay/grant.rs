@@ -54,7 +54,8 @@ impl Inner {
             Target::Remote { host, port } => {
                 let policy = self.rules.current();
                 let timeout = self.config.resolve_timeout;
-                Some(resolve(host, *port, &policy, scope, &self.lookups, timeout).await?)
+                let lookups = (&self.lookups, claim.source);
+                Some(resolve(host, *port, &policy, scope, lookups, timeout).await?)
             }
         };
         let lent_ips = if wanted.bind { &advertised[..] } else { &[] };
