@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from anyreach import _core
 from anyreach._attempts import NO_ANSWER, AttemptLog, Record
 from anyreach._local import from_core, to_core
+from anyreach._paths import current
 from anyreach._way import MAX_RELAYED_WAYS, Way
 from anyreach.addresses import IpMode, SocketAddress
 from anyreach.candidates import MAX_CANDIDATES, Candidate, CandidateKind, DropReason
@@ -325,7 +326,7 @@ class Flow:
 
     def _ask(self, connection: _core.Connection) -> None:
         """Let the race begin with ``connection``, if the peer still answers on it."""
-        path = next((path for path in connection.paths() if path.current), None)
+        path = current(connection.paths())
         remote = None if path is None else from_core(*path.remote)
         delay = self._dialer.attempt_delay
         if path is not None and remote is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from anyreach._local import from_core
+from anyreach._paths import current
 from anyreach.connection import Connection
 from anyreach.events import PathChanged
 from anyreach.peer import PeerId
@@ -40,7 +41,7 @@ class Course:
     @classmethod
     def among(cls, paths: Iterable[_core.PathInfo]) -> Course | None:
         """That of the path in use, if there is one."""
-        path = next((path for path in paths if path.current), None)
+        path = current(paths)
         if path is None:
             return None
         relay = None if path.via is None else PeerId(path.via)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from anyreach import _core
 from anyreach._local import from_core, to_core
+from anyreach._paths import current
 from anyreach.addresses import Scope
 from anyreach.reachability import (
     Evidence,
@@ -125,7 +126,7 @@ class Proving:
 
     def arrived(self, core: _core.Connection) -> None:
         """A peer is connected. That it came by itself proves something, unless we lured it."""
-        path = next((path for path in core.paths() if path.current), core.first_path)
+        path = current(core.paths()) or core.first_path
         if core.outbound or path is None or path.method != "direct":
             return
         remote = from_core(*path.remote)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from anyreach import _proving
 from anyreach._local import from_core, to_core
+from anyreach._paths import current
 from anyreach._proving import Proving
 from anyreach._tunnels import Target, Tunnel, TunnelFailed
 from anyreach.addresses import HostPort, Scope
@@ -237,7 +238,7 @@ class Relaying:
 
     def _candidates(self) -> Iterable[RelayCandidate]:
         for peer_id, peer in self._peers.items():
-            path = next((path for path in peer.core.paths() if path.current), None)
+            path = current(peer.core.paths())
             if path is None or peer.core.close_reason is not None:
                 continue
             if path.method == "relayed" and path.via != bytes(peer_id):
@@ -270,7 +271,7 @@ class Relaying:
             held = self._held[relay] = _Held(relay, now)
         held.since, held.lost_at, held.reserved, held.granted = now, None, False, False
         peer = self._peers.get(relay)
-        path = None if peer is None else next((p for p in peer.core.paths() if p.current), None)
+        path = None if peer is None else current(peer.core.paths())
         if path is None:
             self._failed(held, now)
             return
@@ -331,7 +332,7 @@ class Relaying:
             self._scores.record(held.relay, "relay", True, now)
         elif held.address == address:
             return
-        held.address, held.carrier = address, _carrier(tunnel)
+        held.address, held.carrier = address, tunnel.carrier or held.carrier
         held.families = frozenset(6 if a.version == 6 else 4 for a in public)
         self._recorder.reservation(held.carrier, "reserved")
         self._emit(Relay(held.relay, address, held.carrier, "reserved"))
@@ -376,13 +377,3 @@ class Relaying:
 def _tellable(address: SocketAddress) -> bool:
     """Whether an address means anything to somebody else; zones do not."""
     return address.scope.dialable and address.scope not in (Scope.LINK_LOCAL, Scope.LOOPBACK)
-
-
-def _carrier(tunnel: Tunnel) -> Carrier:
-    match tunnel.carrier:
-        case "h2":
-            return "h2"
-        case "h2-proxy":
-            return "h2-proxy"
-        case _:
-            return "h3"

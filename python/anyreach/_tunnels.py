@@ -36,9 +36,12 @@ MAX_TUNNELS: Final = 16
 networks. Each costs a connection and a socket at the relay."""
 
 PARTING_SECONDS: Final = 1.0
+"""Seconds the last packets of the connections inside have to leave through their tunnels, at most.
+It takes microseconds, but the threads of a process under full load may not run for some hundred
+milliseconds; whoever closes a node whose carrier is stuck should wait no longer than a blink."""
+
 _PARTING_LOOK: Final = 0.005
-"""Seconds for the last packet of a connection to leave through a tunnel, at most and between two
-looks; it takes microseconds."""
+"""Seconds between two looks at whether they have left: nothing announces it."""
 
 SWEEP_SECONDS: Final = 15.0
 """How often tunnels nobody needs any more are looked for."""
@@ -134,9 +137,9 @@ class Tunnel:
         return self.core.state == "closed"
 
     @property
-    def carrier(self) -> str:
-        """``"h3"``, ``"h2"``, ``"h2-proxy"``; empty before the first was up."""
-        return self.core.carrier or ""
+    def carrier(self) -> Carrier | None:
+        """What it runs over; ``None`` before the first was up."""
+        return self.core.carrier
 
     @property
     def public(self) -> tuple[SocketAddress, ...]:
@@ -285,7 +288,7 @@ class Tunnels:
                 self.close(tunnel)
 
     def _improve(self, tunnel: Tunnel, now: float) -> None:
-        carrier = tunnel.core.carrier
+        carrier = tunnel.carrier
         better = () if carrier is None else better_than(carrier)
         if better and now - tunnel.improved_at > SECOND_BEST_SECONDS:
             tunnel.improved_at = now
@@ -396,10 +399,9 @@ class Tunnels:
         logger.debug("tunnel to %s ended", key)
 
     def _remember(self, tunnel: Tunnel) -> None:
-        carrier = tunnel.core.carrier
-        for known in ("h3", "h2", "h2-proxy"):
-            if carrier == known:
-                self._memory.won(self._network(), known, asyncio.get_running_loop().time())
+        if tunnel.carrier is not None:
+            now = asyncio.get_running_loop().time()
+            self._memory.won(self._network(), tunnel.carrier, now)
 
     def _count(self, tunnel: Tunnel) -> None:
         counters = tunnel.core.counters()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from anyreach import _core
     from anyreach.addresses import SocketAddress
+    from anyreach.carriers import Carrier
     from anyreach.peer import PeerId
 
 __all__ = ["MAX_RELAYED_WAYS", "Way"]
@@ -24,13 +25,13 @@ class Way:
         address: of the peer, or where a relay takes packets for it.
         relay: whose address that is; ``None`` if it is the peer's own.
         tunnel: the tunnel of this node to send through; ``None`` for its own socket.
-        carrier: the relay at the end of that tunnel, as people know it.
+        carrier: what that tunnel runs over.
     """
 
     address: SocketAddress
     relay: PeerId | None = None
     tunnel: _core.Tunnel | None = None
-    carrier: str = ""
+    carrier: Carrier | None = None
 
     @property
     def method(self) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from anyreach._attempts import UNKNOWN
 from anyreach._local import from_core
+from anyreach._paths import current
 from anyreach._tunnels import Target, TunnelFailed
 from anyreach._way import Way
 from anyreach.addresses import HostPort, IpMode, Scope
@@ -188,7 +189,7 @@ class Ways:
 
     async def _use(self, flow: Flow, core: _core.Connection, answer: _Answer) -> None:
         seen, direct, bound = answer
-        remote = next((path for path in core.paths() if path.current), None)
+        remote = current(core.paths())
         direct_to_helper = remote is not None and remote.method != "relayed"
         around = Neighbourhood(
             from_core(*remote.remote) if remote is not None and direct_to_helper else None,
@@ -258,7 +259,7 @@ class Ways:
 
     async def _open_any(self, flow: Flow) -> list[Tunnel]:
         for core in self._core.connections():
-            path = next((path for path in core.paths() if path.current), None)
+            path = current(core.paths())
             if path is None or path.method == "relayed" or "relay" not in core.capabilities:
                 continue
             if core.peer_id == _raw(flow.peer.peer_id):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from anyreach._bridge import current_bridge
+from anyreach._paths import current
 from anyreach.errors import ConnectionLost
 from anyreach.peer import PeerId
 from anyreach.streams import BytesLike, Stream
@@ -183,7 +184,7 @@ class Connection:
     @property
     def path(self) -> Path | None:
         """The path data takes; ``None`` if there is none at the moment, or the end came."""
-        return next((path for path in self.paths if path.current), None)
+        return current(self.paths)
 
     @property
     def observed_address(self) -> str | None:
@@ -207,7 +208,7 @@ class Connection:
             except ConnectionLost:
                 return
             paths = self.paths
-            yield PathChange(reason, next((p for p in paths if p.current), None), paths)
+            yield PathChange(reason, current(paths), paths)
 
     # Streams
 
@@ -268,7 +269,10 @@ class Connection:
         """
         return self._core.send_datagrams(datagrams)
 
-    async def receive_datagrams(self, max: int = 64) -> list[bytes]:  # noqa: A002
+    async def receive_datagrams(
+        self,
+        max: int = 64,  # noqa: A002 (a keyword of the public interface)
+    ) -> list[bytes]:
         """Between one and ``max`` datagrams, as soon as there is one, oldest first.
 
         Datagrams nobody receives are kept up to the configured buffer, then the oldest go.
