@@ -81,7 +81,7 @@ class Calls:
         def setup() -> tuple[tuple[object, ...], dict[str, object]]:
             return (self._runner.run(prepare()) if prepare else ()), {}
 
-        self._benchmark.pedantic(  # type: ignore[no-untyped-call]
+        self._benchmark.pedantic(  # type: ignore[no-untyped-call]  # the library has no types
             lambda *arguments: self._runner.run(calls(*arguments)),
             setup=setup,
             rounds=ROUNDS,
@@ -202,7 +202,7 @@ def test_node_start(benchmark: BenchmarkFixture) -> None:
         def start() -> None:
             started.append(runner.run(Node(CONFIG).start()))
 
-        benchmark.pedantic(start, rounds=ROUNDS, warmup_rounds=1)  # type: ignore[no-untyped-call]
+        benchmark.pedantic(start, rounds=ROUNDS, warmup_rounds=1)  # type: ignore[no-untyped-call]  # the library has no types
         for node in started:
             runner.run(node.close())
 
@@ -211,6 +211,6 @@ def test_node_start(benchmark: BenchmarkFixture) -> None:
 def test_import(benchmark: BenchmarkFixture, what: str) -> None:
     """Of the whole process: compare with the others."""
     command = [sys.executable, "-c", what]
-    benchmark.pedantic(  # type: ignore[no-untyped-call]
+    benchmark.pedantic(  # type: ignore[no-untyped-call]  # the library has no types
         lambda: subprocess.run(command, check=True), rounds=7, warmup_rounds=1
     )

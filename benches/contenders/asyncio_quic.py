@@ -100,7 +100,7 @@ async def serve(library: Library) -> None:
     """Run the server."""
     tasks: set[asyncio.Task[None]] = set()
 
-    class Server(library.protocol):  # type: ignore[misc, name-defined]
+    class Server(library.protocol):  # type: ignore[misc, name-defined]  # a base chosen at run time
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.arrivals = Arrivals()

@@ -102,8 +102,7 @@ def _identity(field: str, value: Any) -> Identity | Path | None:
         if isinstance(path, str) and path.strip() and "\0" not in path:
             return Path(path)
     else:
-        # Here, not at the top: the configuration itself is pure and needs no Rust core.
-        from anyreach.identity import Identity  # noqa: PLC0415
+        from anyreach.identity import Identity  # noqa: PLC0415 (pure: no Rust core needed)
 
         if isinstance(value, Identity):
             return value

@@ -38,7 +38,7 @@ networks. Each costs a connection and a socket at the relay."""
 PARTING_SECONDS: Final = 1.0
 """Seconds the last packets of the connections inside have to leave through their tunnels, at most.
 It takes microseconds, but the threads of a process under full load may not run for some hundred
-milliseconds; whoever closes a node whose carrier is stuck should wait no longer than a blink."""
+milliseconds; whoever closes a node whose carrier is stuck should not wait longer."""
 
 _PARTING_LOOK: Final = 0.005
 """Seconds between two looks at whether they have left: nothing announces it."""
