@@ -106,6 +106,7 @@ class Endpoint:
         via: Tunnel | None,
         relayed: bool,
         standby: bool,  # use it only if there is no other
+        proved: bool = False,  # an opener of the peer came from there: no handshake is needed first
     ) -> PathAttempt:
         """Try one more path of a connection; only for those this side has dialed."""
     def serve_relay(
@@ -290,6 +291,9 @@ class Connection:
         """Send an opener to each, in this order; how many the budget allowed."""
     def punch_stats(self) -> dict[str, int]:
         """rounds, probes_sent, openers_sent, openers_received, refused_*, budget_refused."""
+    def rank_paths(self, ranks: Sequence[tuple[int, int]]) -> None:
+        """(path id, rank): data takes the lowest; unranked paths come last. Empty: by the rule."""
+    def close_path(self, id: int) -> bool: ...  # False if it is gone already, or the only one
     def poll_answers(self, bridge: Bridge, token: int) -> bool | None:
         """Whether the peer answers a PING within about three round trips, at most two seconds."""
     def close(self, code: int, reason: bytes) -> None: ...

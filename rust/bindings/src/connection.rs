@@ -306,6 +306,20 @@ impl Connection {
         Ok(datagrams.map(|list| list.iter().map(|data| PyBytes::new(py, data)).collect()))
     }
 
+    /// Ranks paths: data takes the one with the lowest rank, those without one come last. An empty
+    /// ranking leaves it to the rule.
+    fn rank_paths(&self, py: Python<'_>, ranks: Vec<(u32, u32)>) -> Result<(), Failure> {
+        let connection = &self.inner()?.connection;
+        py.detach(|| connection.rank_paths(ranks));
+        Ok(())
+    }
+
+    /// Closes a path; false if there is none of that number, or no other.
+    fn close_path(&self, py: Python<'_>, id: u32) -> Result<bool, Failure> {
+        let connection = &self.inner()?.connection;
+        Ok(py.detach(|| connection.close_path(id)))
+    }
+
     /// Whether the peer answers, once that is known: a question and a few round trips at most.
     fn poll_answers(
         &self,

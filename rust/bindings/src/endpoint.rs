@@ -175,8 +175,11 @@ impl Endpoint {
         })
     }
 
-    /// Tries one more path of a connection this side has dialed.
-    #[pyo3(signature = (connection, ip, port, timeout, *, via, relayed, standby))]
+    /// Tries one more path of a connection this side has dialed; whether the peer answers at the
+    /// address is asked first, unless that is `proved`.
+    #[pyo3(signature = (
+        connection, ip, port, timeout, *, via, relayed, standby, proved = false
+    ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn open_path(
         &self,
@@ -188,6 +191,7 @@ impl Endpoint {
         via: Option<&Tunnel>,
         relayed: bool,
         standby: bool,
+        proved: bool,
     ) -> Result<PathAttempt, Failure> {
         let inner = self.0.get()?;
         let address = socket_address(ip, port)?;
@@ -207,6 +211,7 @@ impl Endpoint {
                             endpoint.open_path_through(&connection, through, options, timeout);
                         opening.await
                     }
+                    None if proved => connection.open_path(address, options, timeout).await,
                     None => {
                         endpoint
                             .open_path(&connection, address, options, timeout)
