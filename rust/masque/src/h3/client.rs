@@ -228,17 +228,19 @@ impl H3Carrier {
 struct Cancel(Option<RequestStream<adapter::BidiStream, Bytes>>);
 
 impl Cancel {
+    /// Why the request is there whenever it is asked for.
+    const THERE: &str = "made with a request, and only `take` leaves none: it consumes the value";
+
     fn get(&mut self) -> &mut RequestStream<adapter::BidiStream, Bytes> {
-        // Only `take` leaves nothing, and that is the end of this value.
-        self.0.as_mut().expect("a request")
+        self.0.as_mut().expect(Self::THERE)
     }
 
     fn id(&self) -> StreamId {
-        self.0.as_ref().expect("a request").id()
+        self.0.as_ref().expect(Self::THERE).id()
     }
 
     fn take(mut self) -> RequestStream<adapter::BidiStream, Bytes> {
-        self.0.take().expect("a request")
+        self.0.take().expect(Self::THERE)
     }
 }
 

@@ -2,6 +2,8 @@
 //! peers that break the rules.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+#[path = "../shared/answering.rs"]
+mod answering;
 mod answers;
 mod endings;
 mod hostile;
