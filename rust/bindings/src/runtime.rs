@@ -205,7 +205,8 @@ fn started() -> Result<&'static Process, Failure> {
 fn build() -> Result<Runtime, Failure> {
     let cores = available_parallelism().map_or(1, std::num::NonZero::get);
     Builder::new_multi_thread()
-        .worker_threads(cores.min(MAX_WORKERS))
+        // One core is left for Python's loop.
+        .worker_threads(cores.saturating_sub(1).clamp(1, MAX_WORKERS))
         .thread_name("anyreach-io")
         .enable_all()
         .build()
