@@ -323,6 +323,8 @@ class PathAttempt:
 @final
 class Reflection:
     """A datagram to ourselves on its way. Dropping it gives up."""
+    @property
+    def local_port(self) -> int: ...  # of the socket it was sent from
     def poll(
         self, bridge: Bridge, token: int
     ) -> tuple[tuple[str, int] | None, int | None] | None:
