@@ -24,8 +24,9 @@ use crate::dial::Dial;
 use crate::errors::Failure;
 use crate::find::{PyAddresses, addresses, reach_from_python};
 use crate::identity::Identity;
+use crate::punching_notices::method_name;
 use crate::runtime::{self, Deferred, PerProcess};
-use crate::tunnel::{Tunnel, carrier_plan};
+use crate::tunnel::{Tunnel, carrier_plan, hosts_and_ports};
 use crate::wake::Slot;
 
 /// The socket, the QUIC endpoint on it, and the registry of connections (one per peer).
@@ -511,6 +512,13 @@ impl Drop for Inner {
     }
 }
 
+impl Endpoint {
+    /// A handle to it of the core's.
+    pub(crate) fn core(&self) -> Result<anyreach_quic::Endpoint, Failure> {
+        Ok(self.0.get()?.endpoint.clone())
+    }
+}
+
 impl Inner {
     fn serve_relay(
         &self,
@@ -610,6 +618,34 @@ impl Inner {
                 let (ip, port) = seen_at.unzip();
                 ("sought", connection, peer.0, ip, port).into_pyobject(py)
             }
+            Event::Nat { connection } => {
+                ("nat", self.connections.wrap(connection)).into_pyobject(py)
+            }
+            Event::Prepare {
+                connection,
+                request,
+                step,
+            } => (
+                "prepare",
+                self.connections.wrap(connection),
+                request,
+                method_name(step.method),
+                hosts_and_ports(step.addresses),
+                step.count,
+            )
+                .into_pyobject(py),
+            Event::Prepared {
+                connection,
+                request,
+                result,
+            } => (
+                "prepared",
+                self.connections.wrap(connection),
+                request,
+                result.done,
+                hosts_and_ports(result.addresses),
+            )
+                .into_pyobject(py),
         }
     }
 }

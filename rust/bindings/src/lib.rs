@@ -16,6 +16,7 @@ mod find;
 mod identity;
 mod mlkem;
 mod path;
+mod punching_notices;
 mod recv;
 mod runtime;
 mod send;

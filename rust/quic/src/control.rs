@@ -4,6 +4,7 @@
 
 mod outbox;
 mod searches;
+mod steps;
 
 use std::{
     collections::VecDeque,
@@ -12,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyreach_wire::control::{self, ControlError, Decoder, Hello, Message};
+use anyreach_wire::control::{self, ControlError, Decoder, Hello, Message, Nat};
 use bytes::{Buf, Bytes};
 use noq::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
 
 pub(crate) use self::outbox::Outbox;
-use self::searches::Searches;
+use self::{searches::Searches, steps::Steps};
 use crate::{
     EndpointConfig, PeerId,
     reach::{FindError, Found, Reach},
@@ -216,8 +217,11 @@ const MAX_FORMER: usize = 2 * control::MAX_RELAYS * control::MAX_BOUND_ADDRESSES
 pub(crate) struct Notices {
     pub(crate) outbox: Outbox,
     pub(crate) searches: Searches,
+    pub(crate) steps: Steps,
     /// The latest the peer said of itself.
     theirs: Mutex<Option<Arc<Reach>>>,
+    /// What it said of its NAT.
+    nat: Mutex<Option<Nat>>,
     /// Addresses at relays the peer has spoken of, the latest last. A relay goes on carrying packets
     /// for an address its client has given up, and a path to it does not become direct by that.
     relayed: Mutex<VecDeque<(SocketAddr, PeerId)>>,
@@ -230,6 +234,8 @@ impl Notices {
         Self {
             outbox: Outbox::default(),
             searches: Searches::default(),
+            steps: Steps::new(now),
+            nat: Mutex::default(),
             theirs: Mutex::default(),
             relayed: Mutex::default(),
             sought: Mutex::new(Throttle::new(SOUGHT_PACE, now)),
@@ -252,6 +258,17 @@ impl Notices {
             *theirs = Some(Arc::new(reach));
         }
         new
+    }
+
+    /// What the peer said of its NAT.
+    pub(crate) fn their_nat(&self) -> Option<Nat> {
+        *self.nat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the peer says of its NAT. True if that is news.
+    pub(crate) fn heard_nat(&self, nat: Nat) -> bool {
+        let mut theirs = self.nat.lock().unwrap_or_else(PoisonError::into_inner);
+        theirs.replace(nat) != Some(nat)
     }
 
     fn remember_relayed(&self, reach: &Reach) {

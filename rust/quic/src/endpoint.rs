@@ -21,6 +21,7 @@ use std::{
 };
 
 use anyreach_net::{BindError, BindOptions, IpMode, MuxHandle, NodeSocket};
+use anyreach_wire::control::Nat;
 use aws_lc_rs::{hmac, rand};
 use noq::{EndpointConfig as EngineConfig, NoneTokenStore, TokioRuntime, VarInt};
 use noq_proto::HashedConnectionIdGenerator;
@@ -115,6 +116,8 @@ struct Inner {
     directory: DirectorySlot,
     /// What peers are told about how this node can be reached.
     reach: Mutex<Option<Reach>>,
+    /// What peers are told about our NAT.
+    nat: Mutex<Option<Nat>>,
     /// Tasks that watch over connections.
     supervisors: AtomicUsize,
     supervisors_gone: Notify,
@@ -196,6 +199,7 @@ impl Endpoint {
             journal: Journal::default(),
             directory,
             reach: Mutex::default(),
+            nat: Mutex::default(),
             supervisors: AtomicUsize::new(0),
             supervisors_gone: Notify::new(),
             identity,

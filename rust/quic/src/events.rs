@@ -17,7 +17,12 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{CloseReason, Connection, PeerId, connection::WeakConnection, registry::ConnectionKey};
+use crate::{
+    CloseReason, Connection, PeerId,
+    connection::WeakConnection,
+    registry::ConnectionKey,
+    steps::{Step, StepResult},
+};
 
 /// Something that happened at an endpoint.
 #[derive(Debug, Clone)]
@@ -71,6 +76,30 @@ pub enum Event {
         /// Under which addresses the one who told us sees it.
         addresses: Vec<SocketAddr>,
     },
+    /// The peer said what its NAT does; see [`Connection::peer_nat`]. Several reports may be told as
+    /// one.
+    Nat {
+        /// Which peer.
+        connection: Connection,
+    },
+    /// The peer asks for a step of a punch; to be answered by [`Connection::prepared`].
+    Prepare {
+        /// Which peer.
+        connection: Connection,
+        /// Number of the question.
+        request: u64,
+        /// What it asks for.
+        step: Step,
+    },
+    /// The peer's answer to [`Connection::prepare`].
+    Prepared {
+        /// Which peer.
+        connection: Connection,
+        /// Number of the question.
+        request: u64,
+        /// What it says.
+        result: StepResult,
+    },
 }
 
 /// Of two changes of paths told as one, the reason that gives its name: the later, unless the earlier
@@ -100,6 +129,10 @@ const HELD_LIMIT: usize = 16;
 /// Notices of peers that look for this node, kept unread. They are of no use when they are old.
 const SOUGHT_LIMIT: usize = 256;
 
+/// Steps of punches and their answers, each kept unread. Of more the oldest are dropped: whoever
+/// asked has given up by the time so many are read.
+const STEPS_LIMIT: usize = 256;
+
 /// News of connections, until somebody takes it.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
@@ -118,6 +151,9 @@ struct State {
     reach: HashMap<ConnectionKey, WeakConnection>,
     /// By who told us and who looks.
     sought: HashMap<(ConnectionKey, PeerId), (WeakConnection, Vec<SocketAddr>)>,
+    nat: HashMap<ConnectionKey, WeakConnection>,
+    prepare: VecDeque<(WeakConnection, u64, Step)>,
+    prepared: VecDeque<(WeakConnection, u64, StepResult)>,
     closed: bool,
 }
 
@@ -157,6 +193,7 @@ impl Journal {
             state.paths.remove(&key);
             state.observed.retain(|(of, _), _| *of != key);
             state.reach.remove(&key);
+            state.nat.remove(&key);
             state.sought.retain(|(by, _), _| *by != key);
         });
         self.lifecycle(connection.downgrade(), Some(reason));
@@ -221,6 +258,31 @@ impl Journal {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         });
+    }
+
+    pub(crate) fn nat(&self, connection: &Connection) {
+        let (key, weak) = (connection.id(), connection.downgrade());
+        self.change(|state| {
+            state.nat.insert(key, weak);
+        });
+    }
+
+    pub(crate) fn prepare(&self, connection: &Connection, request: u64, step: Step) {
+        let entry = (connection.downgrade(), request, step);
+        self.change(|state| self.push_step(&mut state.prepare, entry));
+    }
+
+    pub(crate) fn prepared(&self, connection: &Connection, request: u64, result: StepResult) {
+        let entry = (connection.downgrade(), request, result);
+        self.change(|state| self.push_step(&mut state.prepared, entry));
+    }
+
+    fn push_step<T>(&self, steps: &mut VecDeque<T>, step: T) {
+        if steps.len() >= STEPS_LIMIT {
+            steps.pop_front();
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        steps.push_back(step);
     }
 
     /// Everything since the last call, at least one event; `None` once closed and empty.
@@ -300,11 +362,35 @@ impl State {
                     addresses,
                 })
             });
+        let nat = self.nat.drain().filter_map(|(_, weak)| {
+            let connection = weak.upgrade()?;
+            Some(Event::Nat { connection })
+        });
+        let prepare = self.prepare.drain(..).filter_map(|(weak, request, step)| {
+            Some(Event::Prepare {
+                connection: weak.upgrade()?,
+                request,
+                step,
+            })
+        });
+        let prepared = self
+            .prepared
+            .drain(..)
+            .filter_map(|(weak, request, result)| {
+                Some(Event::Prepared {
+                    connection: weak.upgrade()?,
+                    request,
+                    result,
+                })
+            });
         let events = lifecycle
             .chain(reach)
+            .chain(nat)
             .chain(paths)
             .chain(observed)
             .chain(sought)
+            .chain(prepare)
+            .chain(prepared)
             .collect();
         // From here on whoever takes the events holds them.
         self.held.clear();

@@ -20,9 +20,11 @@ mod identity;
 mod paths;
 mod reach;
 mod registry;
+mod steps;
 mod throttle;
 
 pub use anyreach_net::{BindError, IpMode};
+pub use anyreach_wire::control::{Nat, NatBehaviour, PortAllocation};
 pub use config::EndpointConfig;
 pub use connection::{Connection, PathOptions, PathSnapshot, RelayHint};
 pub use crypto::{PacketTap, SessionConfig, TapFactory, https, tls};
@@ -32,3 +34,4 @@ pub use error::{CloseReason, DialError, code};
 pub use events::Event;
 pub use identity::{Identity, IdentityError, PUBLIC_KEY_LEN, PeerId, SIGNATURE_LEN, verify_signed};
 pub use reach::{AddressKind, BoundAt, DirectAddress, FindError, Found, Reach};
+pub use steps::{PrepareMethod, Step, StepResult};

@@ -29,10 +29,15 @@ use crate::varint::{UnexpectedEnd, VarInt};
 
 mod cbor;
 mod notices;
+mod punching;
 
 pub use notices::{
     AddressKind, BoundAt, DirectAddress, Find, FindStatus, Found, MAX_BOUND_ADDRESSES,
     MAX_DIRECT_ADDRESSES, MAX_OBSERVED_ADDRESSES, MAX_RELAYS, PeerIdBytes, Reach, Sought,
+};
+pub use punching::{
+    MAX_PORT_STEP, MAX_STEP_ADDRESSES, Nat, NatBehaviour, PortAllocation, Prepare, PrepareMethod,
+    Prepared,
 };
 
 /// Version of the control protocol this crate writes.
@@ -76,6 +81,12 @@ pub enum Message {
     Found(Found),
     /// Somebody looks for the receiver.
     Sought(Sought),
+    /// What the sender's NAT does.
+    Nat(Nat),
+    /// The sender asks for a step of a punch.
+    Prepare(Prepare),
+    /// The answer to [`Prepare`](Message::Prepare).
+    Prepared(Prepared),
     /// A kind this version does not know, from a later one. To be ignored.
     Unknown(u64),
 }
@@ -165,7 +176,7 @@ pub enum Field {
     Bound = 7,
     /// [`Reach::findable`].
     Findable = 8,
-    /// [`Find::request`], [`Found::request`].
+    /// [`Find::request`], [`Found::request`], [`Prepare::request`], [`Prepared::request`].
     Request = 9,
     /// [`Find::peer`], [`Sought::peer`].
     Peer = 10,
@@ -173,6 +184,22 @@ pub enum Field {
     Status = 11,
     /// [`Found::observed`], [`Sought::observed`].
     Observed = 12,
+    /// [`Nat::mapping`].
+    Mapping = 13,
+    /// [`Nat::filtering`].
+    Filtering = 14,
+    /// [`Nat::ports`].
+    Ports = 15,
+    /// [`Nat::step`].
+    Step = 16,
+    /// [`Prepare::method`].
+    Method = 17,
+    /// [`Prepare::addresses`], [`Prepared::addresses`].
+    Addresses = 18,
+    /// [`Prepare::count`].
+    Count = 19,
+    /// [`Prepared::done`].
+    Done = 20,
 }
 
 impl std::fmt::Display for Field {
@@ -191,6 +218,14 @@ impl std::fmt::Display for Field {
             Self::Peer => "peer",
             Self::Status => "status",
             Self::Observed => "observed",
+            Self::Mapping => "mapping",
+            Self::Filtering => "filtering",
+            Self::Ports => "ports",
+            Self::Step => "step",
+            Self::Method => "method",
+            Self::Addresses => "addresses",
+            Self::Count => "count",
+            Self::Done => "done",
         })
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use anyreach_wire::control::MAX_OBSERVED_ADDRESSES;
+use anyreach_wire::control::{MAX_OBSERVED_ADDRESSES, Nat};
 
 use super::Connection;
 use crate::{
     PeerId,
     control::Notices,
     reach::{FindError, Found, Reach, sayable},
+    steps::{Step, StepResult},
 };
 
 impl Connection {
@@ -41,6 +42,27 @@ impl Connection {
         match (answer, self.close_reason()) {
             (Err(FindError::Silent), Some(reason)) => Err(FindError::Closed(reason)),
             (answer, _) => answer,
+        }
+    }
+
+    /// What the peer says its NAT does; `None` before it has.
+    pub fn peer_nat(&self) -> Option<Nat> {
+        self.notices().their_nat()
+    }
+
+    /// Asks the peer for a step of a punch and returns the number of the question. The answer, if
+    /// the peer gives one, comes as [`Event::Prepared`](crate::Event::Prepared) with that number.
+    pub fn prepare(&self, step: &Step) -> u64 {
+        let request = self.notices().steps.ask();
+        self.notices().outbox.prepare(step.to_wire(request));
+        request
+    }
+
+    /// Answers a step the peer has asked for by [`Event::Prepare`](crate::Event::Prepare). Each is
+    /// answered once; one that was not asked, or is long forgotten, not at all.
+    pub fn prepared(&self, request: u64, result: &StepResult) {
+        if self.notices().steps.answer(request) {
+            self.notices().outbox.prepared(result.to_wire(request));
         }
     }
 

@@ -6,8 +6,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use anyreach_wire::control::{Find, Found, Message, Reach, Sought};
+use anyreach_wire::control::{Find, Found, Message, Nat, Prepare, Prepared, Reach, Sought};
 use tokio::sync::Notify;
+
+use super::steps::MAX_OPEN_STEPS;
 
 /// Answers waiting for the peer to take them. While there are as many, its questions are not read:
 /// whoever asks must listen.
@@ -31,8 +33,16 @@ struct State {
     announced: Option<Reach>,
     /// Bounded by who asks: see `searches`.
     questions: VecDeque<Find>,
-    answers: VecDeque<Found>,
+    /// What was found, and steps that were refused.
+    answers: VecDeque<Message>,
     sought: VecDeque<Sought>,
+    /// As with the reach.
+    nat: Option<Nat>,
+    announced_nat: Option<Nat>,
+    /// Steps asked of the peer, as many as are remembered.
+    prepare: VecDeque<Prepare>,
+    /// Answers to steps the peer has asked for.
+    prepared: VecDeque<Prepared>,
 }
 
 impl Outbox {
@@ -50,6 +60,43 @@ impl Outbox {
             }
             state.announced = Some(reach.clone());
             state.reach = Some(reach);
+        }
+        self.filled.notify_one();
+    }
+
+    /// Says what our NAT does; again only if that has changed.
+    pub(crate) fn announce_nat(&self, nat: Nat) {
+        {
+            let mut state = self.lock();
+            if state.announced_nat == Some(nat) {
+                return;
+            }
+            state.announced_nat = Some(nat);
+            state.nat = Some(nat);
+        }
+        self.filled.notify_one();
+    }
+
+    /// Asks for a step. Of more than a peer keeps up with, the latest count.
+    pub(crate) fn prepare(&self, prepare: Prepare) {
+        {
+            let queue = &mut self.lock().prepare;
+            if queue.len() >= MAX_OPEN_STEPS {
+                queue.pop_front();
+            }
+            queue.push_back(prepare);
+        }
+        self.filled.notify_one();
+    }
+
+    /// Says that a step is done, or will not be.
+    pub(crate) fn prepared(&self, prepared: Prepared) {
+        {
+            let queue = &mut self.lock().prepared;
+            if queue.len() >= MAX_OPEN_STEPS {
+                queue.pop_front();
+            }
+            queue.push_back(prepared);
         }
         self.filled.notify_one();
     }
@@ -75,13 +122,22 @@ impl Outbox {
     }
 
     pub(crate) fn answer(&self, found: Found) {
+        self.push_answer(Message::Found(found));
+    }
+
+    /// Says that a step was not even considered.
+    pub(crate) fn refuse(&self, step: u64) {
+        self.push_answer(Message::Prepared(Prepared::refused(step)));
+    }
+
+    fn push_answer(&self, answer: Message) {
         {
             let mut state = self.lock();
             debug_assert!(
                 state.answers.len() < MAX_ANSWERS,
                 "read no question beyond that"
             );
-            state.answers.push_back(found);
+            state.answers.push_back(answer);
         }
         self.filled.notify_one();
     }
@@ -104,11 +160,21 @@ impl Outbox {
         if let Some(reach) = state.reach.take() {
             return Some(Message::Reach(reach));
         }
+        // A punch is a matter of milliseconds at both ends.
+        if let Some(prepared) = state.prepared.pop_front() {
+            return Some(Message::Prepared(prepared));
+        }
+        if let Some(prepare) = state.prepare.pop_front() {
+            return Some(Message::Prepare(prepare));
+        }
+        if let Some(nat) = state.nat.take() {
+            return Some(Message::Nat(nat));
+        }
         if let Some(sought) = state.sought.pop_front() {
             return Some(Message::Sought(sought));
         }
-        if let Some(found) = state.answers.pop_front() {
-            return Some(Message::Found(found));
+        if let Some(answer) = state.answers.pop_front() {
+            return Some(answer);
         }
         state.questions.pop_front().map(Message::Find)
     }

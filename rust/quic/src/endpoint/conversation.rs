@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyreach_wire::control::Message;
+use anyreach_wire::control::{Message, PrepareMethod};
 
 use super::{Endpoint, news::News, notices::Allowance};
 use crate::{
@@ -77,6 +77,24 @@ impl<'a> Conversation<'a> {
             }
             Message::Found(found) => notices.searches.answered(found),
             Message::Sought(sought) => news.sought(&sought, now),
+            Message::Nat(nat) => {
+                if notices.heard_nat(nat) {
+                    news.nat();
+                }
+            }
+            Message::Prepare(prepare) => {
+                let known = !matches!(prepare.method, PrepareMethod::Other(_));
+                if known && notices.steps.asked(&prepare, now) {
+                    news.prepare(&prepare);
+                } else {
+                    notices.outbox.refuse(prepare.request);
+                }
+            }
+            Message::Prepared(prepared) => {
+                if notices.steps.answered(&prepared) {
+                    news.prepared(&prepared);
+                }
+            }
             // Hellos belong to the start. What later versions say is skipped by the reader.
             _ => self.broken(),
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyreach_net::canonical;
-use anyreach_wire::control::Sought;
+use anyreach_wire::control::{Prepare, Prepared, Sought};
 use noq::{PathEvent, PathId};
 
 use super::Endpoint;
@@ -15,6 +15,7 @@ use crate::{
     control::SOUGHT_PACE,
     events::weightier,
     reach::addresses_from_wire,
+    steps::{Step, StepResult},
     throttle::{NEWS, Throttle},
 };
 
@@ -30,6 +31,7 @@ pub(super) struct News<'a> {
     silent: Option<Duration>,
     observed: bool,
     reach: bool,
+    nat: bool,
 }
 
 impl<'a> News<'a> {
@@ -44,6 +46,7 @@ impl<'a> News<'a> {
             silent: None,
             observed: false,
             reach: connection.reach().is_some(),
+            nat: false,
         }
     }
 
@@ -100,6 +103,25 @@ impl<'a> News<'a> {
         self.reach = true;
     }
 
+    /// The peer has said what its NAT does.
+    pub(super) fn nat(&mut self) {
+        self.nat = true;
+    }
+
+    /// The peer asks for a step of a punch, at the pace it may. Told at once: both NATs forget.
+    pub(super) fn prepare(&mut self, prepare: &Prepare) {
+        let step = Step::from_wire(prepare);
+        let journal = &self.endpoint.0.journal;
+        journal.prepare(self.connection, prepare.request, step);
+    }
+
+    /// The peer answers a step that was asked of it.
+    pub(super) fn prepared(&mut self, prepared: &Prepared) {
+        let result = StepResult::from_wire(prepared);
+        let journal = &self.endpoint.0.journal;
+        journal.prepared(self.connection, prepared.request, result);
+    }
+
     /// Somebody looks for us. Told at once: whoever looks is about to call.
     pub(super) fn sought(&mut self, sought: &Sought, now: Instant) {
         if self.sought_throttle.take(now).is_ok() {
@@ -111,7 +133,7 @@ impl<'a> News<'a> {
 
     /// Tells what there is, or says when it may be told.
     pub(super) fn tell(&mut self, now: Instant) -> Option<Instant> {
-        if self.paths.is_none() && !self.observed && !self.reach {
+        if self.paths.is_none() && !self.observed && !self.reach && !self.nat {
             return None;
         }
         if let Err(due) = self.throttle.take(now) {
@@ -120,6 +142,9 @@ impl<'a> News<'a> {
         let journal = &self.endpoint.0.journal;
         if std::mem::take(&mut self.reach) {
             journal.reach(self.connection);
+        }
+        if std::mem::take(&mut self.nat) {
+            journal.nat(self.connection);
         }
         if let Some(reason) = self.paths.take() {
             let silent = self.silent.take();

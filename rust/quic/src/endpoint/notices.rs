@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyreach_wire::control::{Find, FindStatus, Found, Sought};
+use anyreach_wire::control::{Find, FindStatus, Found, Nat, Sought};
 
 use super::Endpoint;
 use crate::{
@@ -60,11 +60,26 @@ impl Endpoint {
         *current = Some(reach);
     }
 
+    /// Says what the NAT in front of this node does, to all peers there are and will be.
+    pub fn announce_nat(&self, nat: Nat) {
+        // As above.
+        let mut current = self.0.nat.lock().unwrap_or_else(PoisonError::into_inner);
+        for connection in self.connections() {
+            connection.notices().outbox.announce_nat(nat);
+        }
+        *current = Some(nat);
+    }
+
     /// Tells a new connection what all others were told.
     pub(super) fn announce_on(&self, connection: &Connection) {
         let current = self.0.reach.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reach) = &*current {
             connection.announce(reach);
+        }
+        drop(current);
+        let current = self.0.nat.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(nat) = *current {
+            connection.notices().outbox.announce_nat(nat);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The body of one control message: CBOR to and from [`Message`].
 
 mod notices;
+mod punching;
 
 use std::convert::Infallible;
 
@@ -27,6 +28,9 @@ pub(super) fn encode(message: &Message) -> Vec<u8> {
         Message::Find(find) => notices::put_find(&mut encoder, find),
         Message::Found(found) => notices::put_found(&mut encoder, found),
         Message::Sought(sought) => notices::put_sought(&mut encoder, sought),
+        Message::Nat(nat) => punching::put_nat(&mut encoder, nat),
+        Message::Prepare(prepare) => punching::put_prepare(&mut encoder, prepare),
+        Message::Prepared(prepared) => punching::put_prepared(&mut encoder, prepared),
         Message::Unknown(kind) => put_kind(&mut encoder, 1, *kind),
     }
     .expect("writing to a vector does not fail");
@@ -53,6 +57,9 @@ pub(super) fn decode(body: &[u8]) -> Result<Message, ControlError> {
         notices::KIND_FIND => Message::Find(notices::find(&mut decoder, fields - 1)?),
         notices::KIND_FOUND => Message::Found(notices::found(&mut decoder, fields - 1)?),
         notices::KIND_SOUGHT => Message::Sought(notices::sought(&mut decoder, fields - 1)?),
+        punching::KIND_NAT => Message::Nat(punching::nat(&mut decoder, fields - 1)?),
+        punching::KIND_PREPARE => Message::Prepare(punching::prepare(&mut decoder, fields - 1)?),
+        punching::KIND_PREPARED => Message::Prepared(punching::prepared(&mut decoder, fields - 1)?),
         unknown => {
             for _ in 1..fields {
                 skip(&mut decoder)?;

@@ -23,7 +23,7 @@ pub(super) const KIND_SOUGHT: u64 = 6;
 const V4_LEN: usize = 6;
 const V6_LEN: usize = 18;
 
-type Out = Encoder<Vec<u8>>;
+pub(super) type Out = Encoder<Vec<u8>>;
 
 pub(super) fn put_reach(out: &mut Out, reach: &Reach) -> Written {
     put_kind(out, 4, KIND_REACH)?;
@@ -84,7 +84,7 @@ fn put_observed(out: &mut Out, observed: &[Address]) -> Written {
     put_addresses(out, observed, MAX_OBSERVED_ADDRESSES)
 }
 
-fn put_addresses(out: &mut Out, addresses: &[Address], limit: usize) -> Written {
+pub(super) fn put_addresses(out: &mut Out, addresses: &[Address], limit: usize) -> Written {
     let addresses = &addresses[..addresses.len().min(limit)];
     out.array(addresses.len() as u64)?;
     for address in addresses {
@@ -198,7 +198,7 @@ pub(super) fn sought(decoder: &mut Decoder<'_>, count: u64) -> Result<Sought, Co
     })
 }
 
-fn required<T>(value: Option<T>, field: Field) -> Result<T, ControlError> {
+pub(super) fn required<T>(value: Option<T>, field: Field) -> Result<T, ControlError> {
     value.ok_or(ControlError::Missing(field))
 }
 
@@ -241,7 +241,7 @@ fn skip_rest(decoder: &mut Decoder<'_>, items: u64) -> Result<(), ControlError> 
     (2..items).try_for_each(|_| skip(decoder))
 }
 
-fn addresses(
+pub(super) fn addresses(
     decoder: &mut Decoder<'_>,
     field: Field,
     limit: usize,
