@@ -44,6 +44,13 @@ from anyreach.identity import Identity
 from anyreach.metrics import NodeMetrics
 from anyreach.nat import NatReport
 from anyreach.node import Node
+from anyreach.paths import (
+    DefaultPathPolicy,
+    PathDecision,
+    PathPolicy,
+    PathSituation,
+    PathView,
+)
 from anyreach.peer import PeerAddress, PeerId, Ticket
 from anyreach.reachability import Reachability
 from anyreach.relays import (
@@ -67,6 +74,7 @@ __all__ = [
     "Connection",
     "ConnectionLost",
     "ConnectionStats",
+    "DefaultPathPolicy",
     "DefaultRelayPolicy",
     "ForkError",
     "Identity",
@@ -80,6 +88,10 @@ __all__ = [
     "P2pConfig",
     "Path",
     "PathChange",
+    "PathDecision",
+    "PathPolicy",
+    "PathSituation",
+    "PathView",
     "PeerAddress",
     "PeerId",
     "PeerIdMismatch",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from anyreach.candidates import CandidatePolicy
     from anyreach.identity import Identity
+    from anyreach.paths import PathPolicy
     from anyreach.peer import PeerAddress
     from anyreach.proxies import ProxyUrl
     from anyreach.relays import RelayPolicy
@@ -71,6 +72,26 @@ class P2pConfigBuilder:
     def direct(self, enabled: bool) -> Self:
         """Whether direct paths are looked for."""
         return self._set("direct", enabled)
+
+    def punch(self, enabled: bool) -> Self:
+        """Whether paths are opened through NATs and firewalls on both sides."""
+        return self._set("punch", enabled)
+
+    def birthday(self, enabled: bool) -> Self:
+        """Whether many ports are tried at once where a NAT draws them at random."""
+        return self._set("birthday", enabled)
+
+    def birthday_attempts(self, number: int) -> Self:
+        """Times an hour that is done for one peer at most."""
+        return self._set("birthday_attempts", number)
+
+    def port_mapping(self, enabled: bool) -> Self:
+        """Whether routers are asked for a port that leads here."""
+        return self._set("port_mapping", enabled)
+
+    def relay_standby(self, seconds: float | str) -> Self:
+        """Seconds all relayed paths are kept after a direct one is up."""
+        return self._set("relay_standby", seconds)
 
     def serve_relay(self, enabled: bool) -> Self:
         """Whether the node relays for others."""
@@ -195,6 +216,10 @@ class P2pConfigBuilder:
     def candidate_policy(self, policy: CandidatePolicy) -> Self:
         """What chooses addresses to offer and pairs to try."""
         return self._set("candidate_policy", policy)
+
+    def path_policy(self, policy: PathPolicy) -> Self:
+        """What ranks the paths of a connection."""
+        return self._set("path_policy", policy)
 
     def relay_policy(self, policy: RelayPolicy) -> Self:
         """What chooses relays to hold reservations at."""

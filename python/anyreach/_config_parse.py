@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from anyreach.addresses import HostPort, IpMode
 from anyreach.candidates import CandidatePolicy
 from anyreach.errors import ConfigError
+from anyreach.paths import PathPolicy
 from anyreach.peer import KnownPeer, PeerAddress, Ticket
 from anyreach.proxies import ProxyUrl
 from anyreach.relays import RelayPolicy
@@ -172,6 +173,12 @@ def _proxy(field: str, value: Any) -> ProxyUrl | None:
     return ProxyUrl.parse(value, name=field)
 
 
+def _path_policy(field: str, value: Any) -> PathPolicy:
+    if isinstance(value, type) or not isinstance(value, PathPolicy):
+        raise ConfigError(field, value, "use an object with a decide method")
+    return value
+
+
 def _relay_policy(field: str, value: Any) -> RelayPolicy:
     if isinstance(value, type) or not isinstance(value, RelayPolicy):
         raise ConfigError(field, value, "use an object with a decide method")
@@ -263,6 +270,11 @@ PARSERS: Final[Mapping[str, _Parser]] = {
     "identity": _identity,
     "relay_fallback": _bool,
     "direct": _bool,
+    "punch": _bool,
+    "birthday": _bool,
+    "birthday_attempts": _integer(0, 60, "a number"),
+    "port_mapping": _bool,
+    "relay_standby": _seconds(0.0, 86400.0),
     "serve_relay": _bool,
     "findable": _bool,
     "relay_reservations": _integer(0, 8, "a number"),
@@ -297,6 +309,7 @@ PARSERS: Final[Mapping[str, _Parser]] = {
     "socket_buffer": _integer(64 * _KIB, 1024 * _MIB, "bytes"),
     "max_connections": _integer(1, 65536, "a number"),
     "candidate_policy": _candidate_policy,
+    "path_policy": _path_policy,
     "relay_policy": _relay_policy,
     "key_log": _bool,
 }

@@ -11,10 +11,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, cast
 
+from anyreach._config_check import LISTEN, check_together
 from anyreach._config_parse import NOT_PLAIN, PARSERS, parse_field, plain
-from anyreach.addresses import HostPort, IpMode, Scope, SocketAddress
+from anyreach.addresses import HostPort, IpMode
 from anyreach.candidates import CandidatePolicy, DefaultCandidatePolicy
 from anyreach.errors import ConfigError
+from anyreach.paths import DefaultPathPolicy, PathPolicy
 from anyreach.relays import DefaultRelayPolicy, RelayPolicy
 
 if TYPE_CHECKING:
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["IpMode", "P2pConfig", "P2pOptions"]
 
 _MIB: Final = 1024 * 1024
-
-_LISTEN: Final = ("bind_addr", "tcp", "https")
-"""Fields that are addresses to listen on."""
 
 _FILES: Final = ("identity", "cert_file", "key_file", "ca_file")
 """Fields that name files; in a configuration file, relative to its folder."""
@@ -46,6 +45,11 @@ class P2pOptions(TypedDict, total=False):
     identity: Identity | str | os.PathLike[str] | None
     relay_fallback: bool
     direct: bool
+    punch: bool
+    birthday: bool
+    birthday_attempts: int
+    port_mapping: bool
+    relay_standby: float | str
     serve_relay: bool
     findable: bool
     relay_reservations: int
@@ -77,6 +81,7 @@ class P2pOptions(TypedDict, total=False):
     socket_buffer: int | str
     max_connections: int
     candidate_policy: CandidatePolicy
+    path_policy: PathPolicy
     relay_policy: RelayPolicy
     key_log: bool
 
@@ -130,6 +135,35 @@ class P2pConfig:
 
     Known peers are dialed all the same: they are the relays. A node without direct paths holds
     reservations whether it can be reached or not.
+    """
+
+    punch: bool = True
+    """Open paths through NATs and firewalls on both sides (hole punching). Off, a direct path is
+    one that can be dialed, to diagnose the rest."""
+
+    birthday: bool = True
+    """Try many ports at once where a NAT draws them at random and there is no other way: up to 256
+    sockets on one side and 1,024 packets from the other, for some seconds."""
+
+    birthday_attempts: int = 4
+    """Times an hour that is done for one peer at most, 0 to 60.
+
+    One of them connects 98 pairs in 100; a network that withstood four withstands more of them,
+    and its owner may take them for a port scan.
+    """
+
+    port_mapping: bool = True
+    """Ask routers for a port that leads here (PCP, NAT-PMP, UPnP IGD), and give it back at the end.
+
+    On, because it makes a home reachable without anybody's help; routers that do not allow it say
+    so, and nothing else depends on it.
+    """
+
+    relay_standby: float = 30.0
+    """Seconds all relayed paths of a connection are kept after a direct one is up.
+
+    Young paths die soonest. Afterwards ``path_policy`` decides; the default keeps one warm while
+    the connection is used, so that a direct path that dies is replaced without a round trip.
     """
 
     serve_relay: bool = True
@@ -293,6 +327,9 @@ class P2pConfig:
     candidate_policy: CandidatePolicy = DefaultCandidatePolicy()  # noqa: RUF009 (frozen)
     """Chooses addresses to offer and pairs to try; see :mod:`anyreach.candidates`."""
 
+    path_policy: PathPolicy = DefaultPathPolicy()  # noqa: RUF009 (frozen)
+    """Ranks the paths of a connection and gives up standbys; see :mod:`anyreach.paths`."""
+
     relay_policy: RelayPolicy = DefaultRelayPolicy()  # noqa: RUF009 (frozen)
     """Chooses relays to hold reservations at; see :mod:`anyreach.relays`."""
 
@@ -310,9 +347,9 @@ class P2pConfig:
             value = parse_field(spec.name, given.get(spec.name, spec.default))
             object.__setattr__(self, spec.name, value)
         if self.ip_mode is IpMode.IPV4_ONLY:
-            for name in _LISTEN:
+            for name in LISTEN:
                 object.__setattr__(self, name, _wildcard(getattr(self, name), "::", "0.0.0.0"))
-        _check_together(self)
+        check_together(self)
 
     @staticmethod
     def builder() -> P2pConfigBuilder:
@@ -399,7 +436,7 @@ def _over(base: P2pConfig | None, changes: Mapping[str, Any]) -> P2pConfig:
     values = {} if base is None else {f.name: getattr(base, f.name) for f in fields(base)}
     # The wildcard follows the mode, also back from 0.0.0.0, or a node once IPv4 stays it.
     if base is not None and base.ip_mode is IpMode.IPV4_ONLY and "ip_mode" in changes:
-        values |= {name: _wildcard(values[name], "0.0.0.0", "::") for name in _LISTEN}
+        values |= {name: _wildcard(values[name], "0.0.0.0", "::") for name in LISTEN}
     return P2pConfig(**cast("P2pOptions", {**values, **changes}))
 
 
@@ -418,62 +455,3 @@ def _wildcard(listen: str | None, old: str, new: str) -> str | None:
         return listen
     bound = HostPort.parse(listen, port_zero=True)
     return str(HostPort(new, bound.port)) if bound.host == old else listen
-
-
-def _check_together(config: P2pConfig) -> None:
-    for name in _LISTEN:
-        _check_listen(name, getattr(config, name), config.ip_mode)
-    _check_https(config)
-    if not config.direct and not config.relay_fallback:
-        raise ConfigError(
-            "direct", config.direct, "relay_fallback is off as well: no way would be left"
-        )
-    if config.idle_timeout <= config.keep_alive_interval:
-        raise ConfigError(
-            "idle_timeout",
-            config.idle_timeout,
-            f"use more than keep_alive_interval ({config.keep_alive_interval:g} s), best three"
-            " times as much",
-        )
-    if config.stream_receive_window > config.receive_window:
-        raise ConfigError(
-            "receive_window",
-            config.receive_window,
-            f"use at least stream_receive_window ({config.stream_receive_window})",
-        )
-
-
-def _check_listen(field: str, text: str | None, mode: IpMode) -> None:
-    if text is None or text == "auto":
-        return
-    bound = SocketAddress.of(HostPort.parse(text, port_zero=True).host, 0)
-    if not mode.allows(bound.ip):
-        raise ConfigError(field, text, f"ip_mode is {mode.value!r}: use its family")
-    if bound.scope in (Scope.MULTICAST, Scope.RESERVED):
-        raise ConfigError(field, text, "use an address of this host")
-
-
-def _check_https(config: P2pConfig) -> None:
-    """A listener for X.509 clients has exactly one certificate, and one is for such a listener."""
-    named = {
-        "cert_file": config.cert_file,
-        "key_file": config.key_file,
-        "https_self_signed": config.https_self_signed or None,
-    }
-    given = [name for name, value in named.items() if value is not None]
-    if config.https is None:
-        if given:
-            raise ConfigError(given[0], named[given[0]], "it is for https; set its address, too")
-        if config.allow_anonymous_relay:
-            raise ConfigError(
-                "allow_anonymous_relay", True, "ordinary HTTP clients need https; set its address"
-            )
-    elif not given:
-        raise ConfigError(
-            "https", config.https, "it needs cert_file and key_file, or https_self_signed"
-        )
-    elif "https_self_signed" in given and len(given) > 1:
-        raise ConfigError("https_self_signed", True, f"{given[0]} is set; use one of the two")
-    elif len(given) == 1 and given[0] != "https_self_signed":
-        other = "key_file" if given[0] == "cert_file" else "cert_file"
-        raise ConfigError(given[0], str(named[given[0]]), f"set {other} as well")

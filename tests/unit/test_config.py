@@ -15,6 +15,7 @@ from anyreach._config_parse import PARSERS
 from anyreach.candidates import DefaultCandidatePolicy
 from anyreach.config import IpMode, P2pConfig, P2pOptions
 from anyreach.errors import AnyreachError, ConfigError
+from anyreach.paths import DefaultPathPolicy
 from anyreach.peer import KnownPeer, PeerAddress, PeerId, Ticket
 from anyreach.proxies import ProxyUrl
 from anyreach.relays import DefaultRelayPolicy
@@ -44,6 +45,11 @@ def test_defaults() -> None:
         "known_peers": [],
         "relay_fallback": True,
         "direct": True,
+        "punch": True,
+        "birthday": True,
+        "birthday_attempts": 4,
+        "port_mapping": True,
+        "relay_standby": 30.0,
         "serve_relay": True,
         "findable": True,
         "relay_reservations": 2,
@@ -123,6 +129,11 @@ SAMPLES: dict[str, Any] = {
     "identity": Path("key.pem"),
     "relay_fallback": False,
     "direct": False,
+    "punch": False,
+    "birthday": False,
+    "birthday_attempts": 1,
+    "port_mapping": False,
+    "relay_standby": 5.0,
     "serve_relay": False,
     "findable": False,
     "relay_reservations": 3,
@@ -154,6 +165,7 @@ SAMPLES: dict[str, Any] = {
     "socket_buffer": MIB,
     "max_connections": 9,
     "candidate_policy": DefaultCandidatePolicy(),
+    "path_policy": DefaultPathPolicy(gain=0.01),
     "relay_policy": DefaultRelayPolicy(dwell=1.0),
     "key_log": True,
 }
@@ -186,6 +198,7 @@ def test_plain_form_round_trips_through_json() -> None:
         "known_peers": [str(ID) + "@[2001:db8::1]:9", "a.example:1"],
         "direct": True,
         "https_self_signed": False,
+        "path_policy": DefaultPathPolicy(),
         "relay_policy": DefaultRelayPolicy(),
     }
     config = P2pConfig(**together)
@@ -304,6 +317,10 @@ BAD: list[tuple[str, object, str]] = [
     ("max_connections", 0, "a number from 1"),
     ("candidate_policy", None, "gather, offer and pair"),
     ("candidate_policy", DefaultCandidatePolicy, "gather, offer and pair"),
+    ("birthday_attempts", 61, "a number from 0 to 60"),
+    ("relay_standby", -1, "seconds from 0"),
+    ("path_policy", None, "decide method"),
+    ("path_policy", DefaultPathPolicy, "decide method"),
     ("relay_policy", None, "decide method"),
     ("relay_policy", DefaultRelayPolicy, "decide method"),
     ("key_log", "perhaps", "true or false"),

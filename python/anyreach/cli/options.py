@@ -115,6 +115,12 @@ def _add_relay_options(group: argparse._ArgumentGroup, tcp: str) -> None:
         "--no-direct", action="store_true", help="go through relays only, to diagnose them"
     )
     group.add_argument(
+        "--no-punch", action="store_true", help="dial only, open no paths through NATs"
+    )
+    group.add_argument(
+        "--no-port-mapping", action="store_true", help="do not ask routers for a port"
+    )
+    group.add_argument(
         "--proxy",
         metavar="URL",
         help="HTTP proxy to reach relays through, http://[USER:PASSWORD@]HOST:PORT"
@@ -308,6 +314,10 @@ def _relay_changes(args: argparse.Namespace, config: P2pConfig) -> P2pOptions:
         switches["relay_fallback"] = False
     if args.no_direct:
         switches["direct"] = False
+    if args.no_punch:
+        switches["punch"] = False
+    if args.no_port_mapping:
+        switches["port_mapping"] = False
     if args.no_serve_relay:
         switches["serve_relay"] = False
     elif args.tcp is not None or args.https is not None:

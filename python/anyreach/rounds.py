@@ -1,0 +1,405 @@
+"""When the next round of punching is due, and what is different in it.
+
+Pure state; time is an argument. Between two ordinary NATs the first round does it, mostly (97.6 %
+of the successes of arXiv:2510.27500). What a later one can add is to do something else: a router
+that answers packets it does not know gives our next packet another port, so ours must come first
+and theirs must not arrive (few hops to live, held back); others want the usual ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from anyreach.punching import Plan
+
+__all__ = [
+    "BIRTHDAY_METHODS",
+    "FAST_SECONDS",
+    "MAX_HISTORY",
+    "ROUND_SPACING",
+    "BirthdayBudget",
+    "Method",
+    "Outcome",
+    "Round",
+    "Schedule",
+    "Tried",
+    "Wait",
+    "pause_after",
+]
+
+Method: TypeAlias = Literal["simple", "predict", "pool", "spray"]
+"""A way through, as in :class:`anyreach.punching.Plan`."""
+
+Outcome: TypeAlias = Literal["direct", "failed", "refused"]
+"""How a round ended: with a path; without one; not begun, because the peer or a limit said no."""
+
+BIRTHDAY_METHODS: Final[frozenset[Method]] = frozenset({"pool", "spray"})
+
+ROUND_SPACING: Final = 1.2
+"""Least seconds between two rounds. A peer refuses those that come within a second (safety rules
+of the protocol); the rest is for requests that are delayed on their way by different times."""
+
+FAST_SECONDS: Final = 60.0
+"""So many seconds after a direct path was lost rounds follow each other as soon as they may: most
+outages are over soon, and direct is to be back within five seconds after the end of one."""
+
+LONGEST_USUAL_PAUSE: Final = 60.0
+LONGEST_PAUSE: Final = 900.0
+"""Seconds between rounds that fail, after the first few and after many. A round costs some hundred
+bytes; what changes without telling us (a firewall, a NAT of the carrier) changes rarely."""
+
+_USUAL_ROUNDS: Final = 16
+"""Rounds that fail before pauses grow beyond :data:`LONGEST_USUAL_PAUSE`: some ten minutes."""
+
+_IMPROVING_FIRST: Final = 60.0
+"""First pause while a direct path is up and only a better one is looked for."""
+
+MAX_HISTORY: Final = 32
+"""Rounds remembered, for explanations."""
+
+_PATIENCE: Final = 4.0
+_PATIENCE_BIRTHDAY: Final = 20.0
+"""Seconds after which a round of whose end nothing was heard counts as failed."""
+
+_LONGEST_ROUND_TRIP: Final = 1.0
+"""Most seconds of round trip a hold is made of."""
+
+USUAL_TTL: Final = 255
+"""Openers that go all the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round to begin now.
+
+    Attributes:
+        method: what to do.
+        opener_ttl: time to live of the openers before the probes; 0 for none, 255 as usual. Low
+            ones pass our own NATs and end before those of the peer.
+        hold: seconds to hold our probes back, unless the peer is heard before: until it was told
+            to begin as well.
+        again: seconds after the beginning at which openers are to be sent once more, all the way:
+            by then the other side has let them in, and learns where they come from.
+        attempt: how many there were before since the start or the last change.
+    """
+
+    method: Method
+    opener_ttl: int
+    hold: float
+    again: tuple[float, ...]
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do now.
+
+    Attributes:
+        until: when to ask again; ``None``: only if something happens.
+    """
+
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One round that is over.
+
+    Attributes:
+        at: when it began, in seconds of a monotonic clock.
+        seconds: how long it took.
+        method: what was done.
+        outcome: what came of it.
+    """
+
+    at: float
+    seconds: float
+    method: Method
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """How a round differs from others of its method; times in round trips of the relayed path."""
+
+    ttl: int
+    hold: float
+    again: tuple[float, ...] = ()
+
+
+# Half a round trip is what the request takes to the peer: our probes then arrive after its own
+# have left. Two hops are a router at home and nothing beyond, three are for those whose carrier
+# translates as well, four for one more. Some NATs forget a mapping whose packet died on its way:
+# for them everything goes out as usual. The last one is the draft's own: probes only.
+_STYLES: Final[dict[Method, tuple[_Style, ...]]] = {
+    "simple": (
+        _Style(2, 0.5, (1.0,)),
+        _Style(3, 1.0, (1.5,)),
+        _Style(USUAL_TTL, 0.0, (1.0,)),
+        _Style(4, 1.0, (1.5,)),
+        _Style(0, 0.0),
+    ),
+    "predict": (
+        _Style(2, 0.5),
+        _Style(USUAL_TTL, 0.0),
+        _Style(3, 1.0),
+        _Style(USUAL_TTL, 0.5),
+    ),
+    "pool": (_Style(0, 0.0),),
+    "spray": (_Style(0, 0.0),),
+}
+
+
+def pause_after(failures: int, first: float = 1.0) -> float:
+    """Seconds from the end of a round until the next, after so many failures in a row (from 1)."""
+    usual = min(LONGEST_USUAL_PAUSE, first * 2.0 ** min(max(failures, 1) - 1, 16))
+    beyond = max(0, failures - _USUAL_ROUNDS)
+    return min(LONGEST_PAUSE, usual * 2.0 ** min(beyond, 8))
+
+
+class BirthdayBudget:
+    """How often a pool or a spray may be used: thousands of packets, most of them to nobody.
+
+    Args:
+        per_hour: attempts within an hour; 0 for never.
+    """
+
+    __slots__ = ("_per_hour", "_taken")
+
+    HOUR: Final = 3600.0
+    FIRST_PAUSE: Final = 15.0
+    """Seconds between the first attempt and the second, four times as many before each further
+    one: what 99 % hit and this one did not is likely to be something else than bad luck."""
+
+    def __init__(self, per_hour: int) -> None:
+        self._per_hour = per_hour
+        self._taken: deque[float] = deque()
+
+    def available_at(self, now: float) -> float | None:
+        """The earliest time for another one, ``now`` or later; ``None`` for never."""
+        if self._per_hour <= 0:
+            return None
+        self._forget(now)
+        if not self._taken:
+            return now
+        pause = self.FIRST_PAUSE * 4.0 ** min(len(self._taken) - 1, 6)
+        due = self._taken[-1] + min(pause, self.HOUR)
+        if len(self._taken) >= self._per_hour:
+            due = max(due, self._taken[0] + self.HOUR)
+        return max(now, due)
+
+    def take(self, now: float) -> bool:
+        """Use one up, if there is one now."""
+        if self.available_at(now) != now:
+            return False
+        self._taken.append(now)
+        return True
+
+    def _forget(self, now: float) -> None:
+        while self._taken and self._taken[0] + self.HOUR <= now:
+            self._taken.popleft()
+
+
+class Schedule:
+    """The rounds of one connection that this side dialed.
+
+    Tell it what happens, ask :meth:`next` what to do, and ask again after every event and at the
+    time it named. Several things that happen at once (addresses of the peer come in one flight)
+    should be told before asking.
+
+    Args:
+        budget: of birthday attempts; shared by all connections to one peer.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_budget",
+        "_direct",
+        "_due",
+        "_failures",
+        "_fast_until",
+        "_history",
+        "_improving",
+        "_plan",
+        "_ready",
+        "_running",
+        "_started",
+        "_winner",
+    )
+
+    def __init__(self, budget: BirthdayBudget) -> None:
+        self._budget = budget
+        self._plan: Plan | None = None
+        self._ready = False
+        self._direct = False
+        self._improving = False
+        self._running: Round | None = None
+        self._winner: Method | None = None
+        self._started = float("-inf")
+        self._due = float("-inf")
+        self._fast_until = float("-inf")
+        self._attempt = 0
+        self._failures = 0
+        self._history: deque[Tried] = deque(maxlen=MAX_HISTORY)
+
+    @property
+    def running(self) -> Round | None:
+        """The round under way, if any."""
+        return self._running
+
+    @property
+    def history(self) -> tuple[Tried, ...]:
+        """Rounds that are over, oldest first; the latest :data:`MAX_HISTORY`."""
+        return tuple(self._history)
+
+    def planned(self, plan: Plan, now: float) -> None:
+        """The plan, at first and whenever a report of a NAT has changed it."""
+        if self._plan is not None and plan.methods == self._plan.methods:
+            self._plan = plan
+            return
+        self._plan = plan
+        self._again(now)
+
+    def candidates(self, now: float, *, usable: bool, improving: bool = False) -> None:
+        """There are new pairs of addresses, or none any more.
+
+        Args:
+            now: the time.
+            usable: whether there are any.
+            improving: whether one of them would be better than the direct path there is; see
+                :func:`anyreach.punching.could_improve`.
+        """
+        self._ready = usable
+        self._improving = improving
+        self._soon(now)
+
+    def network_changed(self, now: float) -> None:
+        """This host or the peer is somewhere else: everything is worth trying again."""
+        self._winner = None
+        self._again(now)
+
+    def direct_up(self, now: float, *, improving: bool = False) -> None:
+        """A direct path works."""
+        if self._running is not None:
+            self._winner = self._running.method
+            self._over("direct", now)
+        self._direct, self._improving = True, improving
+        self._failures = self._attempt = 0
+        self._due = now + _IMPROVING_FIRST
+
+    def direct_lost(self, now: float) -> None:
+        """The last direct path is gone."""
+        self._direct = False
+        self._fast_until = now + FAST_SECONDS
+        self._again(now)
+
+    def finished(self, outcome: Outcome, now: float) -> None:
+        """The round under way has ended.
+
+        Args:
+            outcome: ``"direct"`` and a call of :meth:`direct_up` come to the same.
+            now: the time.
+        """
+        if outcome == "direct":
+            self.direct_up(now, improving=self._improving)
+        elif self._running is not None:
+            self._over(outcome, now)
+
+    def next(self, now: float, rtt: float) -> Round | Wait:
+        """The round to begin now, or how long to wait.
+
+        A round that is returned counts as begun, and one under way as overtaken.
+
+        Args:
+            now: the time.
+            rtt: seconds of a round trip over the path the request takes, usually the relayed one.
+        """
+        self._expire(now)
+        due = self._next_due(now)
+        if due is None or due > now:
+            return Wait(due)
+        if self._running is not None:
+            self._over("failed", now)
+        method = self._choose(now)
+        if method in BIRTHDAY_METHODS:
+            self._budget.take(now)
+        styles = _STYLES[method]
+        style = styles[self._attempt // self._turn() % len(styles)]
+        trip = min(max(rtt, 0.0), _LONGEST_ROUND_TRIP)
+        self._running = Round(
+            method,
+            style.ttl,
+            style.hold * trip,
+            tuple(after * trip for after in style.again),
+            self._attempt,
+        )
+        self._started = now
+        return self._running
+
+    def _next_due(self, now: float) -> float | None:
+        if not self._ready or self._plan is None or not self._plan.methods:
+            return None
+        if self._direct and not self._improving:
+            return None
+        earliest = max(self._due, self._started + ROUND_SPACING)
+        running = self._running
+        if running is None:
+            return earliest
+        patient = self._started + _patience(running)
+        if running.method in BIRTHDAY_METHODS:
+            return patient  # what costs so much is not interrupted for a little news
+        if self._due > self._started or now < self._fast_until:
+            return min(earliest, patient)
+        return patient
+
+    def _choose(self, now: float) -> Method:
+        methods = self._plan.methods if self._plan is not None else ()
+        if self._direct:
+            return "simple"
+        if now < self._fast_until and self._winner is not None:
+            # The mappings of the path that was lost may still be there.
+            preferred: tuple[Method, ...] = ("simple", self._winner)
+        else:
+            preferred = methods
+        turn = self._attempt % len(preferred)
+        for method in (*preferred[turn:], *preferred[:turn]):
+            if method not in BIRTHDAY_METHODS or self._budget.available_at(now) == now:
+                return method
+        return "simple"
+
+    def _turn(self) -> int:
+        """After how many attempts the same method is done in another way."""
+        return max(1, len(self._plan.methods) if self._plan is not None else 1)
+
+    def _expire(self, now: float) -> None:
+        if self._running is not None and now >= self._started + _patience(self._running):
+            self._over("failed", self._started + _patience(self._running))
+
+    def _over(self, outcome: Outcome, now: float) -> None:
+        assert self._running is not None
+        seconds = max(0.0, now - self._started)
+        self._history.append(Tried(self._started, seconds, self._running.method, outcome))
+        self._running = None
+        if outcome == "refused":
+            self._due = now + ROUND_SPACING
+            return
+        self._attempt += 1
+        if outcome == "failed":
+            self._failures += 1
+            first = _IMPROVING_FIRST if self._direct else 1.0
+            pause = 0.0 if now < self._fast_until else pause_after(self._failures, first)
+            self._due = now + pause
+
+    def _soon(self, now: float) -> None:
+        self._due = max(now, self._started + ROUND_SPACING)
+
+    def _again(self, now: float) -> None:
+        self._failures = self._attempt = 0
+        self._soon(now)
+
+
+def _patience(running: Round) -> float:
+    return _PATIENCE_BIRTHDAY if running.method in BIRTHDAY_METHODS else _PATIENCE
