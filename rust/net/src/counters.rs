@@ -53,6 +53,8 @@ counters! {
     junk_dtls,
     /// Received, not QUIC for another reason (no fixed bit: RTP, DNS, noise), dropped.
     junk_other,
+    /// Received openers, authentic or not. They are none of the engine's business.
+    recv_openers,
     /// Receive calls that failed, mostly ICMP errors some systems report there.
     recv_errors,
     /// Received from the network under a synthetic source address: a forgery, dropped.
@@ -85,6 +87,9 @@ counters! {
     send_tunnel_full,
     /// Not sent: larger than the tunnel carries. MTU probing causes these by design.
     send_tunnel_too_large,
+    /// Not sent: the address is on hold until something comes from there. See
+    /// [`MuxHandle::hold`](crate::MuxHandle::hold).
+    send_held,
     /// Not sent for any other reason.
     send_other,
     /// Times the offload state was rebuilt after the kernel had rejected a datagram's arguments.
@@ -104,6 +109,7 @@ impl Counters {
             Junk::Zrtp => &self.junk_zrtp,
             Junk::Dtls => &self.junk_dtls,
             Junk::Other => &self.junk_other,
+            Junk::Opener => &self.recv_openers,
         });
     }
 

@@ -1,13 +1,15 @@
 //! Extra UDP sockets: more source ports for punching, whose winner becomes a path.
 //!
 //! A node behind a NAT with random ports opens many sockets towards one peer, hoping that the peer
-//! guesses one of the mappings. Through which socket a datagram gets in is then known only when it
-//! has arrived. Its source address is *adopted*: from then on everything for that address leaves by
-//! that socket, so the engine can answer the probe and use the path without knowing of sockets.
+//! guesses one of the mappings. Through which socket an opener gets in is then known only when it
+//! has arrived. If it is authentic, its source address is *adopted*: from then on everything for
+//! that address leaves by that socket, so the engine can use the path without knowing of sockets.
+//! Until then an extra socket lets nothing through to the engine.
 
 use std::{
     io::IoSliceMut,
     net::{IpAddr, SocketAddr},
+    slice,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -22,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::{
     addr::canonical,
     counters::Counters,
+    opener::Entrance,
     port::Port,
     receive::{accept, retain},
     routes::{Routes, Shared, Slot},
@@ -50,8 +53,8 @@ pub struct Adoption {
 /// What an extra socket is for.
 #[derive(Debug, Clone, Default)]
 pub struct ExtraOptions {
-    /// The host whose addresses may be adopted when something arrives from them. Datagrams from
-    /// anybody else are dropped. `None`: nothing is adopted but by
+    /// The host whose addresses are adopted when an authentic opener comes from them. Everything
+    /// else is dropped. `None`: nothing is adopted but by
     /// [`ExtraSocket::adopt`](crate::mux::ExtraSocket::adopt).
     pub expect: Option<IpAddr>,
     /// Where adoptions are told; one receiver can serve a whole pool. If it is full or gone the
@@ -142,10 +145,14 @@ impl Extra {
             match port.try_recv(bufs, meta) {
                 Ok(received) => {
                     self.errors_in_a_row.store(0, Ordering::Relaxed);
-                    let quic = accept(&shared.counters, bufs, meta, received);
+                    let quic = accept(&shared.counters, bufs, meta, received, |datagram, entry| {
+                        shared.heard(routes, slice::from_ref(entry));
+                        Entrance::Extra(self, &port).opener(shared, routes, datagram, entry);
+                    });
                     let kept = retain(bufs, meta, quic, |entry| {
                         self.belongs_here(shared, routes, canonical(entry.addr))
                     });
+                    shared.heard(routes, &meta[..kept]);
                     if kept > 0 {
                         self.signal.ready.store(true, Ordering::Release);
                         return kept;
@@ -166,26 +173,37 @@ impl Extra {
         0
     }
 
-    /// Whether the engine may see datagrams from `remote` through this socket; adopts it if it is
-    /// new and expected.
+    /// Whether the engine may see datagrams from `remote` through this socket: if it has adopted
+    /// that address.
     fn belongs_here(
         self: &Arc<Self>,
         shared: &Shared,
         routes: &Routes,
         remote: SocketAddr,
     ) -> bool {
-        let known = match routes.overrides.get(&remote) {
-            Some(owner) => Arc::ptr_eq(owner, self),
-            None => {
-                self.options.expect == Some(remote.ip())
-                    && self.adopted.load(Ordering::Relaxed) < ADOPTIONS_PER_SOCKET
-                    && self.adopt(shared, remote)
-            }
+        let owned = |routes: &Routes| {
+            let owner = routes.overrides.get(&remote);
+            owner.is_some_and(|owner| Arc::ptr_eq(owner, self))
         };
+        // What adopted it may have come in the same batch as this.
+        let known =
+            owned(routes) || (self.adopted.load(Ordering::Relaxed) > 0 && owned(&shared.current()));
         if !known {
             Counters::bump(&shared.counters.recv_extra_unexpected);
         }
         known
+    }
+
+    /// Adopts the source of an authentic opener, if this socket expects its host; whether it is
+    /// this socket's.
+    pub(crate) fn adopt_expected(self: &Arc<Self>, shared: &Shared, remote: SocketAddr) -> bool {
+        if self.options.expect != Some(remote.ip()) {
+            return false;
+        }
+        if self.adopted.load(Ordering::Relaxed) < ADOPTIONS_PER_SOCKET {
+            return self.adopt(shared, remote);
+        }
+        shared.current().adopted_by(self).contains(&remote)
     }
 
     /// Routes `remote` to this socket; `false` if another extra socket has it.

@@ -5,6 +5,8 @@
 //! 192-255 QUIC. Everything from us and our peers has QUIC's fixed bit (0x40), because the endpoint
 //! does not advertise `grease_quic_bit` (RFC 9287): without that parameter no peer may clear it.
 
+use anyreach_wire::opener::is_opener;
+
 /// The smallest QUIC datagram: a Version Negotiation packet with empty connection ids and one
 /// version (RFC 8999 section 6). The smallest that can hold a protected packet is 21 bytes.
 const MIN_QUIC_DATAGRAM: usize = 11;
@@ -28,6 +30,8 @@ pub(crate) enum Junk {
     Zrtp,
     /// Looks like DTLS (RFC 9147).
     Dtls,
+    /// Looks like an opener, which is none and still not for the engine.
+    Opener,
     /// Anything else without the fixed bit, such as RTP or DNS.
     Other,
 }
@@ -48,6 +52,7 @@ pub(crate) fn classify(datagram: &[u8]) -> Option<Junk> {
         0..=3 => Some(Junk::Stun),
         16..=19 => Some(Junk::Zrtp),
         20..=63 => Some(Junk::Dtls),
+        _ if is_opener(datagram) => Some(Junk::Opener),
         // In Version Negotiation the bits below the first are arbitrary (RFC 8999 section 6).
         _ if first & LONG_HEADER != 0 && datagram[1..5] == [0; 4] => None,
         _ => Some(Junk::Other),
@@ -56,6 +61,7 @@ pub(crate) fn classify(datagram: &[u8]) -> Option<Junk> {
 
 #[cfg(test)]
 mod tests {
+    use anyreach_wire::opener::{OPENER_FIRST_BYTE, OPENER_LEN};
     use proptest::prelude::*;
 
     use super::*;
@@ -78,6 +84,14 @@ mod tests {
             };
             assert_eq!(classify(&datagram(first)), expected, "first byte {first}");
         }
+    }
+
+    #[test]
+    fn openers_are_told_by_their_first_byte_and_length() {
+        let opener = [OPENER_FIRST_BYTE; OPENER_LEN];
+        assert_eq!(classify(&opener), Some(Junk::Opener));
+        assert_eq!(classify(&opener[1..]), Some(Junk::Other));
+        assert_eq!(classify(&datagram(OPENER_FIRST_BYTE)), Some(Junk::Other));
     }
 
     #[test]

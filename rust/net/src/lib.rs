@@ -3,8 +3,9 @@
 //! One dual-stack socket ([`bind`](mod@bind)) carries everything a node says, and [`NodeSocket`]
 //! lends it to the QUIC engine: offloads kept, errors of single datagrams counted instead of
 //! propagated, datagrams that cannot be QUIC dropped, relay tunnels and extra punching sockets
-//! multiplexed in ([`mux`]). It is not a protocol implementation: it knows neither QUIC packets
-//! beyond their first byte nor who its peers are, and it holds no policy.
+//! multiplexed in ([`mux`]), openers told apart and sent ([`opener`], [`raw`]). It is not a protocol
+//! implementation: it knows neither QUIC packets beyond their first byte nor who its peers are, and
+//! it holds no policy.
 //!
 //! # Which form addresses have
 //!
@@ -24,11 +25,16 @@ pub mod addr;
 pub mod bind;
 pub mod counters;
 mod extra;
+pub mod hold;
 pub mod inherit;
 pub mod interfaces;
 mod junk;
 pub mod mux;
+pub mod opener;
 mod port;
+pub mod ports;
+pub mod prefix;
+pub mod raw;
 mod receive;
 mod routes;
 mod sender;
@@ -48,6 +54,9 @@ pub use interfaces::{InterfaceAddress, interface_addresses};
 pub use mux::{
     ExtraOptions, ExtraSocket, Injector, MuxError, MuxHandle, Tunnel, TunnelSend, TunnelSendError,
 };
+pub use opener::{Arrival, ArrivedBy, OpenerSink};
+pub use prefix::{ParsePrefixError, Prefix};
+pub use raw::{Hops, SpareSocket};
 pub use sender::is_possible_peer;
 pub use socket::NodeSocket;
 pub use synthetic::{SyntheticAddr, is_synthetic};

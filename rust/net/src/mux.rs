@@ -97,7 +97,7 @@ impl MuxHandle {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
     }
 
-    fn shared(&self) -> Result<Arc<Shared>, MuxError> {
+    pub(crate) fn shared(&self) -> Result<Arc<Shared>, MuxError> {
         self.shared.upgrade().ok_or(MuxError::Closed)
     }
 
@@ -269,6 +269,10 @@ pub struct ExtraSocket {
 }
 
 impl ExtraSocket {
+    pub(crate) fn extra(&self) -> &Extra {
+        &self.extra
+    }
+
     /// The socket's local address, canonical.
     pub fn local_addr(&self) -> SocketAddr {
         self.extra.local

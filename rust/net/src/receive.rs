@@ -10,11 +10,12 @@ use noq_udp::RecvMeta;
 use crate::{
     addr::{canonical_ip, engine_form},
     counters::Counters,
-    junk::classify,
+    junk::{Junk, classify},
     synthetic::is_synthetic,
 };
 
 /// Filters the first `received` entries and brings their addresses into the form the engine wants.
+/// Openers are taken out and handed to `opener`.
 ///
 /// Returns how many are left, at the front of both slices. Buffers are swapped, never copied,
 /// unless a coalesced one loses a segment from its middle.
@@ -23,6 +24,7 @@ pub(crate) fn accept(
     bufs: &mut [IoSliceMut<'_>],
     meta: &mut [RecvMeta],
     received: usize,
+    mut opener: impl FnMut(&[u8], &RecvMeta),
 ) -> usize {
     for (buf, entry) in bufs.iter_mut().zip(meta.iter_mut()).take(received) {
         entry.addr = engine_form(entry.addr);
@@ -31,7 +33,7 @@ pub(crate) fn accept(
             Counters::bump(&counters.recv_synthetic_source);
             entry.len = 0;
         } else {
-            keep_quic(counters, buf, entry);
+            keep_quic(counters, buf, entry, &mut opener);
         }
     }
     retain(bufs, meta, received, |entry| entry.len > 0)
@@ -59,7 +61,12 @@ pub(crate) fn retain(
 }
 
 /// Takes the segments out of one buffer that cannot be QUIC, shortening it.
-fn keep_quic(counters: &Counters, buf: &mut [u8], entry: &mut RecvMeta) {
+fn keep_quic(
+    counters: &Counters,
+    buf: &mut [u8],
+    entry: &mut RecvMeta,
+    opener: &mut impl FnMut(&[u8], &RecvMeta),
+) {
     let len = entry.len.min(buf.len());
     if len == 0 {
         if let Some(kind) = classify(&[]) {
@@ -79,6 +86,7 @@ fn keep_quic(counters: &Counters, buf: &mut [u8], entry: &mut RecvMeta) {
     while start < len {
         let next = (start + entry.stride).min(len);
         match classify(&buf[start..next]) {
+            Some(Junk::Opener) => opener(&buf[start..next], entry),
             Some(kind) => counters.junk(kind),
             None => {
                 // Only the last segment may be shorter than the stride, and nothing follows it, so
@@ -101,7 +109,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{junk::Junk, synthetic::SyntheticAddr};
+    use crate::synthetic::SyntheticAddr;
 
     const PEER: &str = "192.0.2.7:4433";
 
@@ -122,7 +130,8 @@ mod tests {
         let (mut storage, mut meta): (Vec<_>, Vec<_>) = inputs.into_iter().unzip();
         let mut bufs: Vec<_> = storage.iter_mut().map(|buf| IoSliceMut::new(buf)).collect();
         let count = meta.len();
-        let kept = accept(&counters, &mut bufs, &mut meta, count);
+        let opener = |_: &[u8], _: &RecvMeta| counters.junk(Junk::Opener);
+        let kept = accept(&counters, &mut bufs, &mut meta, count, opener);
         let seen = (0..kept)
             .map(|i| {
                 let datagrams = bufs[i][..meta[i].len].chunks(meta[i].stride);
@@ -139,7 +148,7 @@ mod tests {
         let mut bufs = [IoSliceMut::new(&mut storage)];
         let mut meta = [entry(32, 32)];
         meta[0].dst_ip = Some("::ffff:192.0.2.1".parse().expect("literal"));
-        assert_eq!(accept(&counters, &mut bufs, &mut meta, 1), 1);
+        assert_eq!(accept(&counters, &mut bufs, &mut meta, 1, |_, _| ()), 1);
         assert_eq!(
             meta[0].addr,
             "[::ffff:192.0.2.7]:4433".parse().expect("literal")

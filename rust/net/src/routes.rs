@@ -12,6 +12,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use atomic_waker::AtomicWaker;
@@ -20,6 +21,7 @@ use tokio::sync::Notify;
 use crate::{
     counters::Counters,
     extra::Extra,
+    opener::SinkSlot,
     port::Port,
     tunnel::{Numbers, TunnelEntry},
     unreachable::Dialed,
@@ -38,6 +40,8 @@ pub(crate) struct Routes {
     pub(crate) extras: Vec<Arc<Extra>>,
     /// Canonical remote addresses that are reached through an extra socket.
     pub(crate) overrides: HashMap<SocketAddr, Arc<Extra>>,
+    /// Canonical remote addresses nothing is sent to yet, and until when at most.
+    pub(crate) held: HashMap<SocketAddr, Instant>,
 }
 
 impl Routes {
@@ -102,6 +106,8 @@ pub(crate) struct Shared {
     pub(crate) source_gone: Arc<Notify>,
     /// Told which addresses could not be sent to.
     pub(crate) dialed: Arc<Dialed>,
+    /// Who judges openers.
+    pub(crate) openers: SinkSlot,
 }
 
 impl Shared {
@@ -117,6 +123,7 @@ impl Shared {
                 tunnels: Vec::new(),
                 extras: Vec::new(),
                 overrides: HashMap::new(),
+                held: HashMap::new(),
             })),
             primary: Slot::new(primary),
             numbers: Numbers::default(),
@@ -124,6 +131,7 @@ impl Shared {
             receiver: Arc::default(),
             source_gone: Arc::default(),
             dialed: Arc::default(),
+            openers: SinkSlot::default(),
         }
     }
 

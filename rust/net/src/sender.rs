@@ -93,7 +93,10 @@ impl noq::UdpSender for NodeSender {
         let destination = canonical(transmit.destination);
         let routes = reader.get(shared);
         if is_synthetic(destination.ip()) {
-            send_to_tunnel(routes, destination, transmit, &shared.counters);
+            routes.send_to_tunnel(transmit, &shared.counters);
+            return Poll::Ready(Ok(()));
+        }
+        if routes.holds(destination, &shared.counters) {
             return Poll::Ready(Ok(()));
         }
         let (extra, adopted) = extra_port(routes, destination).unzip();
@@ -186,19 +189,32 @@ fn extra_port(routes: &Routes, destination: SocketAddr) -> Option<(&Arc<Extra>, 
     Some((extra, extra.port.get()?))
 }
 
-/// Hands a transmit to the tunnel its synthetic destination names. This is its only way: if there
-/// is none, it ends here and never on the wire.
-fn send_to_tunnel(
-    routes: &Routes,
-    destination: SocketAddr,
+impl Routes {
+    /// Hands a transmit to the tunnel its synthetic destination names. This is its only way: if
+    /// there is none, it ends here and never on the wire.
+    pub(crate) fn send_to_tunnel(&self, transmit: &Transmit<'_>, counters: &Counters) {
+        let found = SyntheticAddr::from_socket_addr(transmit.destination)
+            .and_then(|addr| Some((self.tunnel(addr.tunnel())?, addr.index())));
+        match found {
+            Some((tunnel, index)) => tunnel.send(index, transmit, counters),
+            None => Counters::bump(&counters.send_no_tunnel),
+        }
+    }
+}
+
+/// Sends a transmit by one port, now or not at all. `extra`: whose port it is, if not the node's.
+pub(crate) fn send_now(
+    shared: &Shared,
+    extra: Option<&Arc<Extra>>,
+    port: &Port,
     transmit: &Transmit<'_>,
-    counters: &Counters,
 ) {
-    let found = SyntheticAddr::from_socket_addr(destination)
-        .and_then(|addr| Some((routes.tunnel(addr.tunnel())?, addr.index())));
-    match found {
-        Some((tunnel, index)) => tunnel.send(index, transmit, counters),
-        None => Counters::bump(&counters.send_no_tunnel),
+    let destination = canonical(transmit.destination);
+    let Some(wire) = in_socket_form(transmit, destination, port, &shared.counters) else {
+        return;
+    };
+    if let Err(failure) = port.try_send(&wire) {
+        send_failed(shared, extra, port, &wire, failure);
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroUsize,
     pin::Pin,
+    slice,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -21,9 +22,10 @@ use crate::{
     bind::BoundSocket,
     counters::Counters,
     mux::MuxHandle,
+    opener::Entrance,
     port::Port,
     receive::accept,
-    routes::{Reader, Shared},
+    routes::{Reader, Routes, Shared},
     sender::NodeSender,
 };
 
@@ -102,7 +104,7 @@ impl NodeSocket {
         for offset in 0..sides {
             let side = (self.next_side + offset) % sides;
             let count = match routes.tunnels.get(side) {
-                Some(tunnel) => tunnel.inbox.drain(bufs, meta),
+                Some(tunnel) => tunnel.receive(&self.shared, routes, bufs, meta),
                 None => routes.extras[side - routes.tunnels.len()].receive(
                     &self.shared,
                     routes,
@@ -152,9 +154,10 @@ impl AsyncUdpSocket for NodeSocket {
             }
         }
         let polled = match self.shared.primary(self.reader.cached()) {
-            Some(primary) => self
-                .receiving
-                .poll(&self.shared.counters, &primary, cx, bufs, meta),
+            Some(primary) => {
+                self.receiving
+                    .poll(&self.shared, self.reader.cached(), &primary, cx, bufs, meta)
+            }
             None => Poll::Pending,
         };
         if polled.is_ready() {
@@ -207,12 +210,14 @@ impl Receiving {
     /// is spent.
     fn poll(
         &mut self,
-        counters: &Counters,
+        shared: &Shared,
+        routes: &Routes,
         port: &Port,
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        let counters = &*shared.counters;
         for _ in 0..FRUITLESS_BATCHES {
             ready!(self.poll_pause(cx));
             // Fails only when the runtime is shutting down.
@@ -220,7 +225,11 @@ impl Receiving {
             match port.try_recv(bufs, meta) {
                 Ok(received) => {
                     self.errors_in_a_row = 0;
-                    let kept = accept(counters, bufs, meta, received);
+                    let kept = accept(counters, bufs, meta, received, |datagram, entry| {
+                        shared.heard(routes, slice::from_ref(entry));
+                        Entrance::Primary(port).opener(shared, routes, datagram, entry);
+                    });
+                    shared.heard(routes, &meta[..kept]);
                     if kept > 0 {
                         return Poll::Ready(Ok(kept));
                     }

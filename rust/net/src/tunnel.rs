@@ -15,7 +15,13 @@ use bytes::Bytes;
 use noq_udp::{RecvMeta, Transmit};
 
 use crate::{
-    counters::Counters, junk::classify, port::singles, routes::Slot, synthetic::SyntheticAddr,
+    counters::Counters,
+    junk::{Junk, classify},
+    opener::Entrance,
+    port::singles,
+    receive::retain,
+    routes::{Routes, Shared, Slot},
+    synthetic::SyntheticAddr,
 };
 
 /// Datagrams a tunnel may hold for the engine; with one more, the oldest goes.
@@ -24,6 +30,9 @@ use crate::{
 /// alone on a busy machine. More would only be delay: congestion control needs to see the loss. The
 /// oldest goes, because it is the one whose loss the sender finds out about first.
 pub const INBOX_DATAGRAMS: usize = 512;
+
+/// Batches in a row without anything for the engine before a tunnel yields.
+const FRUITLESS_BATCHES: usize = 2;
 
 /// The carrier of a tunnel: takes datagrams of the engine and brings them to a remote.
 ///
@@ -82,6 +91,36 @@ impl TunnelEntry {
     }
 }
 
+impl TunnelEntry {
+    /// Moves datagrams for the engine into its buffers and returns how many; openers are handed on.
+    pub(crate) fn receive(
+        &self,
+        shared: &Shared,
+        routes: &Routes,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> usize {
+        for _ in 0..FRUITLESS_BATCHES {
+            let drained = self.inbox.drain(bufs, meta);
+            if drained == 0 {
+                return 0;
+            }
+            for (buf, entry) in bufs.iter().zip(&mut *meta).take(drained) {
+                if classify(&buf[..entry.len]) == Some(Junk::Opener) {
+                    Entrance::Tunnel(self).opener(shared, routes, &buf[..entry.len], entry);
+                    entry.len = 0;
+                }
+            }
+            let kept = retain(bufs, meta, drained, |entry| entry.len > 0);
+            if kept > 0 {
+                return kept;
+            }
+        }
+        shared.receiver.wake();
+        0
+    }
+}
+
 /// What a tunnel has received and the engine has not yet taken.
 #[derive(Debug)]
 pub(crate) struct Inbox {
@@ -124,9 +163,13 @@ impl Inbox {
         if !self.open.load(Ordering::Acquire) {
             return Err(TunnelClosed);
         }
-        if let Some(kind) = classify(&datagram) {
-            self.counters.junk(kind);
-            return Ok(());
+        match classify(&datagram) {
+            // Taken out again by who drains: its answer must not meet the locks of who fills.
+            None | Some(Junk::Opener) => {}
+            Some(kind) => {
+                self.counters.junk(kind);
+                return Ok(());
+            }
         }
         self.with_queue(|queue| {
             if queue.len() == INBOX_DATAGRAMS {

@@ -12,13 +12,11 @@ use std::{
 
 use anyreach_net::{
     ExtraOptions, Injector, MuxError, SyntheticAddr, Tunnel, TunnelSend, TunnelSendError,
-    canonical, is_synthetic,
-    mux::{Adoption, MAX_TUNNELS},
+    canonical, is_synthetic, mux::MAX_TUNNELS,
 };
 use bytes::Bytes;
 use common::{Node, run, transfer, until};
 use noq::{Connection, PathId, PathStatus};
-use tokio::sync::mpsc;
 
 /// A carrier that leads straight into the other node's tunnel.
 #[derive(Clone, Default)]
@@ -236,52 +234,6 @@ const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 fn spare_socket() -> UdpSocket {
     UdpSocket::bind((LOOPBACK, 0)).expect("socket")
-}
-
-#[test]
-fn a_socket_of_the_pool_that_is_hit_becomes_the_path() {
-    run(async {
-        // B opens a pool towards A; A finds one of its ports and dials it.
-        let (a, b) = (Node::bind("[::]:0"), Node::bind("[::]:0"));
-        let (adoptions, mut winners) = mpsc::channel(4);
-        let options = ExtraOptions {
-            expect: Some(LOOPBACK),
-            adoptions: Some(adoptions),
-        };
-        let pool: Vec<_> = (0..32)
-            .map(|_| {
-                b.handle
-                    .add_socket(spare_socket(), options.clone())
-                    .expect("socket")
-            })
-            .collect();
-        let a_addr = SocketAddr::new(LOOPBACK, a.addr.port());
-        for socket in &pool {
-            socket
-                .send_to(&[0xff; 64], a_addr)
-                .await
-                .expect("opener sent");
-        }
-        let hit = pool[20].local_addr();
-        let (out, inn) = a.connect(&b, hit).await;
-        assert_eq!(
-            winners.recv().await,
-            Some(Adoption {
-                local: hit,
-                remote: a_addr
-            })
-        );
-        assert_eq!(canonical(remote(&inn, PathId::ZERO)), a_addr);
-        transfer(&out, &inn, 4_000_000).await;
-        transfer(&inn, &out, 4_000_000).await;
-
-        // The others go, the winner stays and still works.
-        let mut pool = pool;
-        let winner = pool.swap_remove(20);
-        drop(pool);
-        assert_eq!(winner.adopted(), [a_addr]);
-        transfer(&inn, &out, 1_000_000).await;
-    });
 }
 
 #[test]

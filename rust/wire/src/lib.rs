@@ -2,8 +2,9 @@
 //!
 //! Extension frames and transport parameters of draft-seemann-quic-nat-traversal-02 and
 //! draft-ietf-quic-address-discovery-00, the control messages two nodes exchange on a stream, the
-//! datagrams that open NATs beside QUIC, and what UDP proxying in HTTP puts on the wire: capsules and datagrams (RFC 9297, RFC 9298 and
-//! draft-ietf-masque-connect-udp-listen), header fields and URI Templates.
+//! datagrams that open NATs beside QUIC, and what UDP proxying in HTTP puts on the wire: capsules and
+//! datagrams (RFC 9297, RFC 9298 and draft-ietf-masque-connect-udp-listen), header fields and URI
+//! Templates.
 //! It is not a QUIC or HTTP implementation and holds no sockets, clocks, tasks or connection state:
 //! bytes in, values out, and back. Everything here reads input of an untrusted peer, so no input
 //! panics, and nothing is reserved on the word of a length field.
