@@ -51,6 +51,8 @@ MAX_PAIRS: Final = 100
 # Room for them must be left on hosts with dozens of virtual interfaces, whose addresses rank
 # higher and help nobody outside.
 _MAX_OBSERVED: Final = 8
+_MAX_MAPPED: Final = 4
+_MAX_PREDICTED: Final = 16
 
 
 class CandidateKind(Enum):
@@ -81,7 +83,9 @@ _TYPE_PREFERENCE: Final = {
     CandidateKind.PREDICTED: 60,
     CandidateKind.RELAYED: 0,
 }
-_ORDERED: Final = frozenset({CandidateKind.GIVEN, CandidateKind.OBSERVED})
+_ORDERED: Final = frozenset(
+    {CandidateKind.GIVEN, CandidateKind.MAPPED, CandidateKind.OBSERVED, CandidateKind.PREDICTED}
+)
 # Wider scopes first: they work from more places. Loopback last: it works from one host only.
 _SCOPE_PREFERENCE: Final = {
     Scope.GLOBAL: 5,
@@ -111,10 +115,10 @@ class Candidate:
     def of(cls, address: SocketAddress, kind: CandidateKind, index: int = 0) -> Candidate:
         """With the priority of its kind, and within that of its local preference.
 
-        Given and observed addresses come in an order that means more than we could guess (of
-        RFC 6724, of the user, of trust), so ``index``, the place in it, decides alone. For
-        other kinds the 16 bits are three of scope, one of family (IPv6 first, RFC 8421 4)
-        and twelve of ``index``.
+        All but host and relayed addresses come in an order that means more than we could guess
+        (of RFC 6724, of the user, of trust, of a counter), so ``index``, the place in it, decides
+        alone. For the others the 16 bits are three of scope, one of family (IPv6 first, RFC 8421
+        4) and twelve of ``index``.
         """
         if kind in _ORDERED:
             local = max(0, 0xFFFF - index)
@@ -158,12 +162,16 @@ class LocalNetwork:
         ip_mode: families the socket serves.
         interfaces: addresses of the host.
         observed: own addresses as peers report them, most trusted first.
+        mapped: addresses of routers that lead here, by PCP, NAT-PMP or UPnP.
+        predicted: addresses a NAT will probably use next, in the order in which it comes to them.
     """
 
     bound: tuple[SocketAddress, ...]
     ip_mode: IpMode = IpMode.DUAL_STACK
     interfaces: tuple[InterfaceAddress, ...] = ()
     observed: tuple[SocketAddress, ...] = ()
+    mapped: tuple[SocketAddress, ...] = ()
+    predicted: tuple[SocketAddress, ...] = ()
 
 
 class DropReason(Enum):
@@ -271,18 +279,26 @@ def gather(network: LocalNetwork) -> tuple[Candidate, ...]:
     """All candidates of this node, best first, at most :data:`MAX_CANDIDATES`.
 
     A socket bound to a wildcard contributes every interface address of the families it
-    serves, under the bound port; one bound to an address contributes that address. Observed
-    addresses follow; one equal to a host address (no NAT) is not repeated.
+    serves, under the bound port; one bound to an address contributes that address. Mapped,
+    observed and predicted addresses follow; one that is known already (no NAT) is not repeated.
     """
     hosts = [host for bound in network.bound for host in _hosts(bound, network)]
     local = _best_first(Candidate.of(a, CandidateKind.HOST, i) for i, a in enumerate(hosts))
     known = {candidate.address for candidate in local}
-    observed = _best_first(
-        Candidate.of(address, CandidateKind.OBSERVED, index)
-        for index, address in enumerate(network.observed)
-        if network.ip_mode.allows(address.ip) and address.scope.dialable and address not in known
-    )[:_MAX_OBSERVED]
-    return local[: MAX_CANDIDATES - len(observed)] + observed
+    outside: tuple[Candidate, ...] = ()
+    for kind, addresses, most in (
+        (CandidateKind.MAPPED, network.mapped, _MAX_MAPPED),
+        (CandidateKind.OBSERVED, network.observed, _MAX_OBSERVED),
+        (CandidateKind.PREDICTED, network.predicted, _MAX_PREDICTED),
+    ):
+        new = [
+            a
+            for a in dict.fromkeys(addresses)
+            if network.ip_mode.allows(a.ip) and a.scope.dialable and a.port and a not in known
+        ]
+        known.update(new)
+        outside += _best_first(Candidate.of(a, kind, i) for i, a in enumerate(new))[:most]
+    return local[: MAX_CANDIDATES - len(outside)] + outside
 
 
 def offer(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
