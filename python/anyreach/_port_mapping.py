@@ -1,0 +1,208 @@
+"""A port of a router that leads to the node, as long as there is a NAT and a router that lends one.
+
+Additive: nothing waits for it, and where no router answers nothing is told or logged above debug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+
+from anyreach._local import from_core
+from anyreach.addresses import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from anyreach import _core
+    from anyreach._flow import Waiter
+    from anyreach.addresses import SocketAddress
+    from anyreach.metrics import Recorder
+
+__all__ = ["PortMapper", "PortMapping", "behind_nat"]
+
+logger = logging.getLogger(__name__)
+
+Protocols: TypeAlias = Literal["pcp", "nat-pmp", "upnp"]
+
+RETRY_SECONDS: Final = 600.0
+"""How often routers are asked again that did not answer or refused: people turn port mapping on
+and reboot routers now and then, and a question is three small packets to the router."""
+
+
+class Core(Protocol):
+    """What is needed of :class:`anyreach._core.Endpoint`."""
+
+    def map_port(self) -> _core.PortMapping:
+        """Ask the routers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """What came of asking routers for a port.
+
+    Attributes:
+        state: ``"off"``: turned off by the configuration; ``"not-needed"``: there is no sign of a
+            NAT; ``"asking"``; ``"mapped"``; ``"none"``: no router gave one.
+        external: the ``ip:port`` that leads to the node, if mapped.
+        protocol: ``"pcp"``, ``"nat-pmp"`` or ``"upnp"``, if mapped.
+        error: why there is none, for people.
+    """
+
+    state: Literal["off", "not-needed", "asking", "mapped", "none"]
+    external: str | None = None
+    protocol: Protocols | None = None
+    error: str | None = None
+
+
+class PortMapper:
+    """Keeps a mapping while the node is behind a NAT.
+
+    Args:
+        core: the node's endpoint.
+        wait: awaits a ``poll_*`` method of the core.
+        enabled: whether the configuration allows it.
+        changed: told when :attr:`addresses` are others than before.
+        recorder: counts mappings that came, as ``("mapped", "reported")``, and those that were
+            lost, as ``("mapped", "lost")``.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        wait: Waiter,
+        *,
+        enabled: bool,
+        changed: Callable[[], None],
+        recorder: Recorder,
+    ) -> None:
+        self._core = core
+        self._wait = wait
+        self._enabled = enabled
+        self._told = changed
+        self._recorder = recorder
+        self._needed = False
+        self._external: SocketAddress | None = None
+        self._protocol: Protocols | None = None
+        self._error: str | None = None
+        self._answered = False
+        self._again = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def addresses(self) -> tuple[SocketAddress, ...]:
+        """Addresses of routers that lead to the node now."""
+        return () if self._external is None else (self._external,)
+
+    @property
+    def report(self) -> PortMapping:
+        """What came of it so far."""
+        if not self._enabled:
+            return PortMapping("off")
+        if not self._needed:
+            return PortMapping("not-needed")
+        if self._external is not None:
+            return PortMapping("mapped", str(self._external), self._protocol)
+        return PortMapping("none" if self._answered else "asking", error=self._error)
+
+    def found_nat(self) -> None:
+        """There is a NAT: keep a mapping from now on."""
+        if self._needed or not self._enabled:
+            return
+        self._needed = True
+        self._task = asyncio.create_task(self._run(), name="anyreach-port-mapping")
+
+    def network_changed(self) -> None:
+        """The node is somewhere else: a mapping of another router is of no use."""
+        self._again.set()
+
+    async def end(self) -> None:
+        """Give the mapping back."""
+        task = self.abandon()
+        if task is not None:
+            await asyncio.wait([task])
+
+    def abandon(self) -> asyncio.Task[None] | None:
+        """As :meth:`end` without waiting; what is about to end."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        return task
+
+    async def _run(self) -> None:
+        with suppress(asyncio.CancelledError):
+            while True:
+                self._again.clear()
+                self._answered = False
+                await self._keep()
+
+    async def _keep(self) -> None:
+        """Hold one mapping until the network changes, or there is none and it is time to ask."""
+        try:
+            mapping = self._core.map_port()
+        except OSError as error:  # no such network: as if nobody answered
+            self._take(None, None, str(error))
+            await self._asked_again(RETRY_SECONDS)
+            return
+        following = asyncio.create_task(self._follow(mapping), name="anyreach-port-mapping-follow")
+        try:
+            while not await self._asked_again(RETRY_SECONDS) and self._external is not None:
+                pass
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+            mapping.close()
+            self._take(None, None, None)
+
+    async def _follow(self, mapping: _core.PortMapping) -> None:
+        seen = -1
+        while True:
+            seen = await self._wait(mapping.poll_change, seen)
+            external = mapping.external
+            address = None if external is None else from_core(*external)
+            if address is not None and not address.scope.dialable:
+                address = None  # some routers answer 0.0.0.0 while they have no connection
+            self._take(address, mapping.protocol, mapping.error)
+
+    def _take(
+        self, address: SocketAddress | None, protocol: Protocols | None, error: str | None
+    ) -> None:
+        self._protocol, self._error = protocol, error
+        self._answered = address is not None or error is not None
+        before, self._external = self._external, address
+        if address == before:
+            return
+        if before is not None:
+            logger.info("the port mapping at %s is gone", before)
+            self._recorder.candidate("mapped", "lost")
+        if address is not None:
+            logger.info("%s leads here, by %s", address, protocol)
+            self._recorder.candidate("mapped", "reported")
+        self._told()
+
+    async def _asked_again(self, seconds: float) -> bool:
+        """Wait so long, or until the network changes, and say whether it did."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._again.wait()
+        return self._again.is_set()
+
+
+def behind_nat(external: Iterable[SocketAddress], host: Iterable[SocketAddress]) -> bool:
+    """Whether what peers see shows a NAT that a router of this site may have.
+
+    Args:
+        external: addresses peers see the node at.
+        host: addresses of this machine.
+
+    IPv6 is left out: where it is translated, the routers of homes are not who does it.
+    """
+    own = {address.ip for address in host}
+    return any(
+        address.version == 4 and address.scope is not Scope.LOOPBACK and address.ip not in own
+        for address in external
+    )
