@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,21 @@ _LAB = pytest.StashKey[Lab]()
 _HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+_AMOUNT = "NETLAB"
+"""Environment variable: ``full`` for the tests marked so, too."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark everything in this folder, so that ``-m 'not netlab'`` leaves it out."""
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.netlab)
+    if os.environ.get(_AMOUNT) == "full":
+        return
+    left_out = [item for item in items if item.get_closest_marker("full") is not None]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(wrapper=True)

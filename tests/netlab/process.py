@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 __all__ = ["DEFAULT_TIMEOUT", "Event", "NoEventError", "Process"]
 
@@ -111,12 +111,23 @@ class Process:
         Raises:
             NoEventError: it did not come in time, or the program ended; tells what was printed.
         """
+        return self.wait_any((event,), where, since=since, timeout=timeout)
+
+    def wait_any(
+        self,
+        names: Collection[str],
+        where: Callable[[Event], bool] = lambda _: True,
+        *,
+        since: int = 0,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> Event:
+        """As :meth:`wait_event` for the first event with one of these names."""
         deadline = time.monotonic() + timeout
         with self._changed:
             seen = since
             while True:
                 for item in self._events[seen:]:
-                    if item.get("event") == event and where(item):
+                    if item.get("event") in names and where(item):
                         return item
                 seen = max(seen, len(self._events))
                 remaining = deadline - time.monotonic()
@@ -124,7 +135,8 @@ class Process:
                     break
                 if remaining <= 0 or not self._changed.wait(remaining):
                     break
-        raise NoEventError(f"no {event!r} event within {timeout} s\n{self.transcript()}")
+        wanted = " or ".join(map(repr, names))
+        raise NoEventError(f"no {wanted} event within {timeout} s\n{self.transcript()}")
 
     def send(self, message: Event) -> None:
         """Write one JSON line to the program's standard input."""

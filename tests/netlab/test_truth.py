@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import kinds
-from .truth import Cheapest, acceptable, cheapest, is_dialable
+from .truth import Cheapest, acceptable, cheapest, is_dialable, required
 
 if TYPE_CHECKING:
     from .kinds import SiteKind
@@ -95,3 +95,11 @@ def test_direct_is_never_acceptable_where_it_cannot_be() -> None:
         for far in kinds.ALL.values():
             is_direct = cheapest(near, far) is Cheapest.DIRECT
             assert ("direct" in acceptable(near, far)) is is_direct
+
+
+def test_a_relay_is_required_exactly_where_no_datagram_gets_through() -> None:
+    for near in kinds.ALL.values():
+        for far in kinds.ALL.values():
+            straight = cheapest(near, far) <= Cheapest.BIRTHDAY
+            assert ("relayed" in required(near, far)) is not straight
+            assert required(near, far) <= acceptable(near, far)

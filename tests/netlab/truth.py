@@ -17,7 +17,7 @@ from .policies import Dependence, Ports
 if TYPE_CHECKING:
     from .kinds import SiteKind
 
-__all__ = ["Cheapest", "acceptable", "cheapest", "is_dialable"]
+__all__ = ["Cheapest", "acceptable", "cheapest", "is_dialable", "required"]
 
 
 class Cheapest(IntEnum):
@@ -121,3 +121,11 @@ def acceptable(near: SiteKind, far: SiteKind) -> frozenset[str]:
             return frozenset({"punched", "relayed"})
         case _:
             return frozenset({"relayed"})
+
+
+def required(near: SiteKind, far: SiteKind) -> frozenset[str]:
+    """The methods of which software must have got to one in the end: no relay where none need be.
+
+    The near end connects to the far one.
+    """
+    return acceptable(near, far) - {"relayed"} or frozenset({"relayed"})
