@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from . import truth
 from .agent import STRAIGHT, Agent, ConnectFailedError
@@ -120,6 +120,11 @@ class Trial:
     packets: int
     faults: tuple[str, ...]
 
+    @classmethod
+    def failed(cls, near: SiteKind, far: SiteKind, engine: Engine, fault: str) -> Self:
+        """A pair that did not connect."""
+        return cls(near, far, engine, None, None, None, None, None, None, 0, (fault,))
+
 
 def patience(near: SiteKind, far: SiteKind) -> float:
     """Seconds after which a pair must be direct, where it can be."""
@@ -154,8 +159,7 @@ class Meeting:
         try:
             connected = a.connect_by_id(b)
         except (ConnectFailedError, NoEventError) as error:
-            fault = f"not connected: {error}"
-            return Trial(*kinds, engine, None, None, None, None, None, None, 0, (fault,))
+            return Trial.failed(*kinds, engine, f"not connected: {error}")
         faults = self._settle(required, marks, wait)
         packets = _packets(self._world.counters.read() - begun, self._world, self.near, self.far)
         way = a.ways(b, since=marks[0])[-1]
