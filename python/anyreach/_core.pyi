@@ -145,6 +145,7 @@ class Endpoint:
         direct: Sequence[tuple[str, int]],
         relayed: Sequence[tuple[bytes, Sequence[tuple[str, int]]]],
         findable: bool,
+        load: int | None = None,  # of us as a relay, in percent
     ) -> None:
         """What all peers are to know of us, and may tell others if ``findable``."""
     def connection(self, peer_id: bytes) -> Connection | None: ...
@@ -245,6 +246,8 @@ class Connection:
     def poll_datagrams(self, max: int, bridge: Bridge, token: int) -> list[bytes] | None: ...
     @property
     def reach(self) -> _Reach | None: ...  # what the peer told, direct and relayed
+    @property
+    def relay_load(self) -> float | None: ...  # how busy it says it is, 0 to 1
     def find(self, peer_id: bytes) -> Find: ...  # ask the peer for another one
     # NAT traversal (docs/protocol.md)
     @property

@@ -92,6 +92,14 @@ class RelayService:
         )
         return tuple(str(from_core(*address)) for address in tcp_bound)
 
+    def load(self) -> int | None:
+        """How busy the relay is, in percent of what it takes on, in steps of ten; ``None`` if this
+        node is none."""
+        if not self._config.serve_relay:
+            return None
+        steps = 10 * self.stats().sessions // MAX_RESERVATIONS
+        return min(10 * steps, 100)
+
     def stats(self) -> RelayStats:
         """What was carried so far."""
         return RelayStats(self._core.relay_stats())

@@ -58,8 +58,9 @@ class Core(_proving.Core, Protocol):
         direct: Sequence[tuple[str, int]],
         relayed: Sequence[tuple[bytes, Sequence[tuple[str, int]]]],
         findable: bool,
+        load: int | None,
     ) -> None:
-        """Tell all peers where the node can be reached."""
+        """Tell all peers where the node can be reached, and how busy it is as a relay."""
         ...
 
 
@@ -100,6 +101,7 @@ class Relaying:
         wanted: reservations to hold while they are needed.
         direct: whether others may reach the node without relays; if not, they are always needed.
         findable: whether peers may tell others where the node is.
+        load: how busy the node is as a relay, in percent; ``None`` if it is none.
         local: what the node knows about its addresses.
         contacts: whom it has sent something.
         emit: takes the events.
@@ -117,6 +119,7 @@ class Relaying:
         wanted: int,
         direct: bool,
         findable: bool,
+        load: Callable[[], int | None],
         local: LocalView,
         contacts: Contacts,
         emit: Callable[[Event], None],
@@ -130,6 +133,7 @@ class Relaying:
         self._wanted = wanted
         self._direct = direct
         self._findable = findable
+        self._load = load
         self._local = local
         self._proving = Proving(core, wait, local=local, contacts=contacts, changed=self.changed)
         self._emit = emit
@@ -254,6 +258,7 @@ class Relaying:
                 if held is not None and held.address
                 else frozenset(),
                 known=peer.known,
+                load=peer.core.relay_load,
             )
 
     def _reservations(self) -> Iterable[Reservation]:
@@ -369,9 +374,10 @@ class Relaying:
             for tunnel in sorted(self._tunnels, key=lambda tunnel: self not in tunnel.holders)
             if tunnel.up and tunnel.relay is not None and tunnel.public
         )
-        if (direct, bound) != self._announced:
-            self._announced = (direct, bound)
-            self._core.announce(direct, bound, self._findable)
+        load = self._load()
+        if (direct, bound, load) != self._announced:
+            self._announced = (direct, bound, load)
+            self._core.announce(direct, bound, self._findable, load)
 
 
 def _tellable(address: SocketAddress) -> bool:

@@ -109,6 +109,7 @@ class Running:
         policy = config.candidate_policy
         self.local = LocalView(self._bound, self.ip_mode, policy, self._network_changed)
         self._known = KnownPeers(self.me, self._connect_known, self._is_connected, emit)
+        self._service = RelayService(self._endpoint, config, str(self._bound[0]))
         contacts = Contacts()
         self._tunnels = Tunnels(
             self._endpoint,
@@ -132,6 +133,7 @@ class Running:
             wanted=config.relay_reservations if config.relay_fallback else 0,
             direct=config.direct,
             findable=config.findable,
+            load=self._service.load,
             local=self.local,
             contacts=contacts,
             emit=emit,
@@ -176,7 +178,6 @@ class Running:
         self._dialer.known_failures = self._known.failures
         self._nat = self.local.nat()
         self._nat_is_stale = False
-        self._service = RelayService(self._endpoint, config, str(self._bound[0]))
 
     def begin(self) -> None:
         """Start the background tasks. The first event is told at once."""

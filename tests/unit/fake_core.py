@@ -107,6 +107,7 @@ class FakeConnection:
 
     first_path = None
     reach = None
+    relay_load: float | None = None
 
     def paths(self) -> list[FakePath]:
         return self.route
@@ -246,6 +247,7 @@ class FakeEndpoint:
         self.tunnels: list[FakeTunnel] = []
         self.paths: list[FakePathAttempt] = []
         self.announced: list[tuple[Any, Any, bool]] = []
+        self.loads: list[int | None] = []
         self._numbers = itertools.count(1)
 
     def dial(
@@ -292,8 +294,10 @@ class FakeEndpoint:
         direct: Sequence[tuple[str, int]],
         relayed: Sequence[tuple[bytes, Sequence[tuple[str, int]]]],
         findable: bool,
+        load: int | None,
     ) -> None:
         self.announced.append((direct, relayed, findable))
+        self.loads.append(load)
 
     def connection(self, peer_id: bytes) -> _core.Connection | None:
         self.asked_for.append(peer_id)

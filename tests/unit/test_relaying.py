@@ -50,6 +50,7 @@ class Rig:
     wanted: int = 2
     direct: bool = True
     findable: bool = True
+    load: int | None = None
     local: FakeLocal = field(default_factory=lambda: FakeLocal.at("10.0.0.7", seen=(NAT4,)))
     endpoint: FakeEndpoint = field(default_factory=FakeEndpoint)
     recorder: Recorder = field(default_factory=Recorder)
@@ -81,6 +82,7 @@ class Rig:
             wanted=self.wanted,
             direct=self.direct,
             findable=self.findable,
+            load=lambda: self.load,
             local=self.local.view(),
             contacts=contacts,
             emit=self.events.append,
@@ -464,6 +466,29 @@ async def test_an_address_seen_later_is_probed_through_the_reservation_there_is(
 
 
 # Telling
+
+
+@in_virtual_time
+async def test_peers_are_told_how_busy_the_relay_is() -> None:
+    rig = Rig()
+    await asyncio.sleep(1)
+    for load in (0, 0, 40):
+        rig.load = load
+        rig.relaying.changed()
+        await asyncio.sleep(1)
+    assert rig.endpoint.loads == [None, 0, 40]
+    await rig.end()
+
+
+@in_virtual_time
+async def test_the_less_busy_of_two_relays_is_asked() -> None:
+    rig = Rig(wanted=1)
+    rig.meet(0, relay_load=0.9)
+    rig.meet(1, relay_load=0.1)
+    await asyncio.sleep(1)
+    (tunnel,) = rig.endpoint.tunnels
+    assert tunnel.options["peer_id"] == RELAYS[1].raw
+    await rig.end()
 
 
 @in_virtual_time

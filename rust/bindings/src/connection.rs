@@ -104,6 +104,15 @@ impl Connection {
         Ok(reach.map(|reach| reach_to_python(py, &reach)))
     }
 
+    /// How busy the peer says it is as a relay, from 0 to 1.
+    #[getter]
+    fn relay_load(&self) -> Result<Option<f64>, Failure> {
+        let reach = self.inner()?.connection.reach();
+        Ok(reach
+            .and_then(|reach| reach.load)
+            .map(|percent| f64::from(percent) / 100.0))
+    }
+
     /// Asks the peer where another node is.
     fn find(&self, peer_id: [u8; 32]) -> Result<Find, Failure> {
         let connection = self.inner()?.connection.clone();

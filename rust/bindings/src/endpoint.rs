@@ -374,15 +374,17 @@ impl Endpoint {
     }
 
     /// What all peers are to know of us, and may tell others if `findable`.
+    #[pyo3(signature = (direct, relayed, findable, load = None))]
     fn announce(
         &self,
         py: Python<'_>,
         direct: PyAddresses,
         relayed: Vec<([u8; 32], PyAddresses)>,
         findable: bool,
+        load: Option<u8>,
     ) -> Result<(), Failure> {
         let inner = self.0.get()?;
-        let reach = reach_from_python(direct, relayed, findable)?;
+        let reach = reach_from_python(direct, relayed, findable, load)?;
         py.detach(|| {
             let _runtime = runtime::enter()?;
             inner.endpoint.set_reach(reach);
@@ -618,6 +620,7 @@ impl Inner {
                 let (ip, port) = seen_at.unzip();
                 ("sought", connection, peer.0, ip, port).into_pyobject(py)
             }
+            Event::Network { reason } => ("network", reason).into_pyobject(py),
             Event::Nat { connection } => {
                 ("nat", self.connections.wrap(connection)).into_pyobject(py)
             }

@@ -87,6 +87,7 @@ pub(crate) fn reach_from_python(
     direct: Vec<(String, u16)>,
     relayed: Vec<([u8; 32], PyAddresses)>,
     findable: bool,
+    load: Option<u8>,
 ) -> Result<Reach, Failure> {
     let direct = addresses(direct)?.into_iter().map(|address| DirectAddress {
         address,
@@ -105,6 +106,7 @@ pub(crate) fn reach_from_python(
         direct: direct.collect(),
         bound,
         findable,
+        load,
     })
 }
 

@@ -42,6 +42,8 @@ pub struct Reach {
     pub bound: Vec<BoundAt>,
     /// Whether the receiver may tell all this to others that look for the sender.
     pub findable: bool,
+    /// How busy the node is as a relay, in percent of what it takes on, if it says so.
+    pub load: Option<u8>,
 }
 
 impl Reach {
@@ -74,6 +76,7 @@ impl Reach {
                 })
                 .collect(),
             findable: self.findable,
+            load: self.load,
         }
     }
 
@@ -82,6 +85,7 @@ impl Reach {
             direct: direct_from_wire(&reach.direct),
             bound: bound_from_wire(&reach.bound),
             findable: reach.findable,
+            load: reach.load,
         }
     }
 }

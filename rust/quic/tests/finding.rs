@@ -38,6 +38,7 @@ fn well_placed() -> Reach {
             addresses: vec![address("198.51.100.1:50000")],
         }],
         findable: true,
+        load: None,
     }
 }
 
@@ -118,6 +119,7 @@ async fn a_bound_address_shows_as_relayed_from_the_start() {
     let (asking, _) = connected(&carol, &bob).await;
     alice.set_reach(Reach {
         findable: true,
+        load: None,
         ..Reach::default()
     });
     let found = within(async {
@@ -161,12 +163,14 @@ async fn a_node_is_found_through_a_common_peer() {
     );
     bob.set_reach(Reach {
         findable: false,
+        load: None,
         ..well_placed()
     });
     told(
         &bob_at_relay,
         &Reach {
             findable: false,
+            load: None,
             ..well_placed()
         },
     )
@@ -319,6 +323,7 @@ async fn floods_of_notices_are_told_in_bounds() {
         let findable = n % 2 == 0;
         let reach = WireReach {
             findable,
+            load: None,
             ..WireReach::default()
         };
         bytes.extend(anyreach_wire::control::encode(&Message::Reach(reach)));
@@ -406,12 +411,14 @@ async fn impossible_addresses_are_left_out() {
             kind: AddressKind::Interface,
         }],
         findable: true,
+        load: None,
         ..WireReach::default()
     };
     liar.say(&Message::Reach(lie)).await;
     let heard = within(bob.accept()).await.unwrap();
     let expected = Arc::new(Reach {
         findable: true,
+        load: None,
         ..Reach::default()
     });
     told(&heard, &expected).await;

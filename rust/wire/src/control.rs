@@ -200,6 +200,8 @@ pub enum Field {
     Count = 19,
     /// [`Prepared::done`].
     Done = 20,
+    /// [`Reach::load`].
+    Load = 21,
 }
 
 impl std::fmt::Display for Field {
@@ -226,6 +228,7 @@ impl std::fmt::Display for Field {
             Self::Addresses => "addresses",
             Self::Count => "count",
             Self::Done => "done",
+            Self::Load => "load",
         })
     }
 }

@@ -49,6 +49,7 @@ fn the_encoding_is_as_documented() {
             addresses: vec![v4(1, 4433)],
         }],
         findable: true,
+        load: None,
     });
     let mut expected = vec![0xa4, 0, 3, 6, 0x81, 0x82];
     expected.extend(address);
@@ -192,6 +193,7 @@ fn crowded(more: usize) -> Vec<Message> {
             direct: directs.clone(),
             bound: bounds(MAX_RELAYS + more),
             findable: true,
+            load: None,
         }),
         Message::Found(Found {
             request: 1,
@@ -290,6 +292,7 @@ fn any_notice() -> impl Strategy<Value = Message> {
             direct,
             bound,
             findable,
+            load: None,
         })
     });
     let find = (any::<u64>(), any::<[u8; 32]>())
@@ -370,5 +373,20 @@ proptest! {
         if let Ok(message) = decode(&body) {
             prop_assert_eq!(read(&control::encode(&message)), Ok(message));
         }
+    }
+}
+
+#[test]
+fn a_load_is_told_in_percent_or_not_at_all() {
+    for (said, heard) in [(None, None), (Some(7), Some(7)), (Some(255), Some(100))] {
+        let reach = Reach {
+            direct: Vec::new(),
+            bound: Vec::new(),
+            findable: true,
+            load: said,
+        };
+        let read = read(&control::encode(&Message::Reach(reach.clone())));
+        let load = heard;
+        assert_eq!(read, Ok(Message::Reach(Reach { load, ..reach })));
     }
 }

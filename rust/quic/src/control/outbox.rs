@@ -209,6 +209,7 @@ mod tests {
         let outbox = Outbox::default();
         let findable = Reach {
             findable: true,
+            load: None,
             ..Reach::default()
         };
         outbox.announce(Reach::default());

@@ -83,6 +83,8 @@ pub struct Reach {
     pub bound: Vec<BoundAt>,
     /// Whether the receiver may tell all this to others that look for the sender.
     pub findable: bool,
+    /// How busy the sender is as a relay, in percent of what it takes on; `None` if it does not say.
+    pub load: Option<u8>,
 }
 
 /// Asks where a node is, which the receiver may be connected to.

@@ -26,10 +26,14 @@ const V6_LEN: usize = 18;
 pub(super) type Out = Encoder<Vec<u8>>;
 
 pub(super) fn put_reach(out: &mut Out, reach: &Reach) -> Written {
-    put_kind(out, 4, KIND_REACH)?;
+    put_kind(out, 4 + u64::from(reach.load.is_some()), KIND_REACH)?;
     put_direct(out, &reach.direct)?;
     put_bound(out, &reach.bound)?;
-    out.u8(Field::Findable as u8)?.bool(reach.findable)?.ok()
+    out.u8(Field::Findable as u8)?.bool(reach.findable)?;
+    match reach.load {
+        Some(load) => out.u8(Field::Load as u8)?.u8(load.min(100))?.ok(),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn put_find(out: &mut Out, find: &Find) -> Written {
@@ -109,6 +113,7 @@ struct Fields {
     peer: Option<PeerIdBytes>,
     status: Option<FindStatus>,
     observed: Option<Vec<Address>>,
+    load: Option<u64>,
 }
 
 impl Fields {
@@ -147,6 +152,7 @@ impl Fields {
                 let observed = addresses(decoder, field, MAX_OBSERVED_ADDRESSES)?;
                 once(&mut self.observed, observed, field)
             }
+            Field::Load => once(&mut self.load, uint(decoder, field)?, field),
             // Fields of a hello, which no message here knows.
             _ => skip(decoder),
         }
@@ -154,13 +160,14 @@ impl Fields {
 }
 
 pub(super) fn reach(decoder: &mut Decoder<'_>, count: u64) -> Result<Reach, ControlError> {
-    let known = &[Field::Direct, Field::Bound, Field::Findable];
+    let known = &[Field::Direct, Field::Bound, Field::Findable, Field::Load];
     let fields = Fields::read(decoder, count, known)?;
     Ok(Reach {
         direct: fields.direct.unwrap_or_default(),
         bound: fields.bound.unwrap_or_default(),
         // Whoever does not say so does not want it.
         findable: fields.findable.unwrap_or_default(),
+        load: fields.load.map(|load| load.min(100) as u8),
     })
 }
 
