@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyreach.addresses import IpAddress
+    from anyreach.nat import FamilyNat
 
-__all__ = ["MAX_PREDICTED", "addresses", "likely_gaps", "predict", "room"]
+__all__ = ["MAX_PREDICTED", "addresses", "likely_gaps", "predict", "predict_for", "room"]
 
 MAX_PREDICTED: Final = 16
 """Most predicted ports of one side: half of the candidates a peer may be told. Each is a packet to
 somebody else's port if it is wrong; sixteen cover what a busy household does within a round trip
 (three standard deviations of the counter at 50 new mappings a second)."""
 
-MIN_PREDICTED: Final = 4
-"""Fewest that are worth a round where there is room; one alone misses with the first packet of
-anybody else."""
+_KEPT: Final = 4
+"""Ports to try where a NAT usually keeps that of the socket."""
 
 _RELEVANT_SECONDS: Final = 60.0
 """Samples older than that say nothing about the rate of now."""
@@ -38,7 +38,7 @@ _RELEVANT_SECONDS: Final = 60.0
 # What is believed of the rate before the first gap was seen: as much as half an event within so
 # many seconds. Quiet networks are common; a few samples without a gap bring it down to nothing.
 _PRIOR_EVENTS: Final = 0.5
-_PRIOR_SECONDS: Final = 0.25
+_PRIOR_SECONDS: Final = 0.05
 
 
 def predict(
@@ -81,6 +81,34 @@ def predict(
     gaps = likely_gaps(events, seconds, ahead, wanted)
     ports = [_from(last, step * (1 + own + gap)) for gap in gaps]
     return tuple(dict.fromkeys(ports))
+
+
+def predict_for(
+    nat: FamilyNat,
+    samples: Sequence[tuple[float, int]],
+    local_port: int,
+    now: float,
+    *,
+    lead: float = 0.0,
+    own: int = 0,
+    count: int = MAX_PREDICTED,
+) -> tuple[int, ...]:
+    """As :func:`predict`, also for a NAT that keeps the port of the socket where it can.
+
+    That port is not free at the NAT if it did not keep it for us; then many take one of the next.
+
+    Args:
+        nat: what is known about the NAT.
+        samples: as for :func:`predict`.
+        local_port: port of the socket the packet will leave from.
+        now, lead, own, count: as for :func:`predict`.
+    """
+    if nat.ports == "preserving":
+        first = min(max(local_port, FIRST_PORT), LAST_PORT)
+        return tuple(moved(first, by) for by in range(max(0, min(count, _KEPT))))
+    if nat.ports != "sequential":
+        return ()
+    return predict(samples, now, step=nat.step, lead=lead, own=own, count=count)
 
 
 def likely_gaps(events: float, seconds: float, ahead: float, count: int) -> range:

@@ -84,8 +84,10 @@ class _Side:
     """One end, reduced to what matters for the other."""
 
     known: bool
+    certain: bool
     dependent: bool
-    countable: bool
+    sequential: bool
+    preserving: bool
     random: bool
     strict: bool
     by_address: bool
@@ -93,12 +95,16 @@ class _Side:
     @classmethod
     def of(cls, nat: NatReport | None) -> _Side:
         if nat is None:
-            return cls(False, False, False, False, True, False)
+            return cls(False, False, False, False, False, False, True, False)
         dependent = nat.mapping in _DEPENDENT
         return cls(
-            known=nat.mapping != "unknown",
+            # With one relay an endpoint-independent mapping cannot be told from an
+            # address-dependent one, which are rare; ports are known when it was tried.
+            known=nat.mapping != "unknown" or nat.ports != "unknown",
+            certain=nat.mapping != "unknown",
             dependent=dependent,
-            countable=nat.ports in ("preserving", "sequential"),
+            sequential=nat.ports == "sequential",
+            preserving=nat.ports == "preserving",
             random=nat.ports == "random",
             # Unknown: as most are.
             strict=nat.filtering not in _OPEN,
@@ -106,6 +112,11 @@ class _Side:
             # is answered from it.
             by_address=nat.mapping == "address-dependent" and nat.filtering in _OPEN,
         )
+
+    @property
+    def countable(self) -> bool:
+        """Whether ports can be predicted; one that keeps them does so while they are free."""
+        return self.sequential or self.preserving
 
 
 def plan(
@@ -142,7 +153,7 @@ def plan(
     if elsewhere and (not allowed or allowed[0] != "simple"):
         allowed = ("simple", *(m for m in allowed if m != "simple"))
         reason += "; other addresses of both may do"
-    return Plan(allowed, reason, certain=ours.known and theirs.known)
+    return Plan(allowed, reason, certain=ours.certain and theirs.certain)
 
 
 def could_improve(
@@ -169,7 +180,11 @@ def _judge(ours: _Side, theirs: _Side, client: bool) -> tuple[tuple[Method, ...]
             methods = ("simple", "predict")
         return methods, f"it is not known yet what {who} does"
     if not dependent:
-        return ("simple",), "both sides keep their address for every destination"
+        doubt = any(side.sequential and not side.certain for side in (ours, theirs))
+        return (
+            ("simple", "predict") if doubt else ("simple",),
+            "both sides keep their address for every destination",
+        )
     if len(dependent) == 2:
         return _judge_both(ours, theirs, client)
     hard, easy = (ours, theirs) if ours.dependent else (theirs, ours)
@@ -196,7 +211,9 @@ def _judge_both(ours: _Side, theirs: _Side, client: bool) -> tuple[tuple[Method,
     both = "both NATs change ports for every destination"
     if ours.countable and theirs.countable:
         return ("predict", "predict", "simple"), f"{both}, but count them"
-    for side in (ours, theirs):
+    # In an order both ends agree on.
+    sides = (ours, theirs) if client else (theirs, ours)
+    for side in sorted(sides, key=lambda side: not side.countable):
         if side.by_address:
             mine = side is ours
             return (

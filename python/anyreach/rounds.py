@@ -60,6 +60,11 @@ _IMPROVING_FIRST: Final = 60.0
 MAX_HISTORY: Final = 32
 """Rounds remembered, for explanations."""
 
+_MAX_NEWS: Final = 16
+_NEWS_PAUSE: Final = 15.0
+"""Rounds after which new candidates bring the next one forward no further than that: a peer that
+keeps changing its mind must not keep us sending."""
+
 _PATIENCE: Final = 4.0
 _PATIENCE_BIRTHDAY: Final = 20.0
 """Seconds after which a round of whose end nothing was heard counts as failed."""
@@ -208,7 +213,7 @@ class Schedule:
 
     Tell it what happens, ask :meth:`next` what to do, and ask again after every event and at the
     time it named. Several things that happen at once (addresses of the peer come in one flight)
-    should be told before asking.
+    should be told before asking. Nothing begins before there are a plan and candidates.
 
     Args:
         budget: of birthday attempts; shared by all connections to one peer.
@@ -218,15 +223,18 @@ class Schedule:
         "_attempt",
         "_budget",
         "_direct",
+        "_done",
         "_due",
         "_failures",
         "_fast_until",
         "_history",
         "_improving",
+        "_news",
         "_plan",
         "_ready",
         "_running",
         "_started",
+        "_style",
         "_winner",
     )
 
@@ -237,12 +245,17 @@ class Schedule:
         self._direct = False
         self._improving = False
         self._running: Round | None = None
-        self._winner: Method | None = None
+        self._style = 0
+        # Method and style of the round that made the latest direct path.
+        self._winner: tuple[Method, int] | None = None
         self._started = float("-inf")
         self._due = float("-inf")
         self._fast_until = float("-inf")
         self._attempt = 0
         self._failures = 0
+        self._news = 0
+        # How often each method was used since the last change.
+        self._done: dict[Method, int] = {}
         self._history: deque[Tried] = deque(maxlen=MAX_HISTORY)
 
     @property
@@ -256,15 +269,18 @@ class Schedule:
         return tuple(self._history)
 
     def planned(self, plan: Plan, now: float) -> None:
-        """The plan, at first and whenever a report of a NAT has changed it."""
-        if self._plan is not None and plan.methods == self._plan.methods:
-            self._plan = plan
-            return
+        """The plan, at first and whenever a report of a NAT may have changed it."""
+        same = self._plan is not None and plan.methods == self._plan.methods
         self._plan = plan
-        self._again(now)
+        if same:
+            return
+        if plan.methods or now < self._fast_until:
+            self._again(now)
+        else:
+            self._due = now + LONGEST_PAUSE
 
     def candidates(self, now: float, *, usable: bool, improving: bool = False) -> None:
-        """There are new pairs of addresses, or none any more.
+        """The pairs of addresses have changed.
 
         Args:
             now: the time.
@@ -274,20 +290,28 @@ class Schedule:
         """
         self._ready = usable
         self._improving = improving
-        self._soon(now)
+        if self._plan is None or self._plan.methods:
+            self._soon(now)
 
     def network_changed(self, now: float) -> None:
-        """This host or the peer is somewhere else: everything is worth trying again."""
+        """This host or the peer is somewhere else: everything is worth trying again, at once."""
         self._winner = None
+        if self._running is not None:
+            self._over("failed", now)
         self._again(now)
 
     def direct_up(self, now: float, *, improving: bool = False) -> None:
-        """A direct path works."""
+        """A direct path works; from now on only better ones are looked for, slowly."""
+        self._improving = improving
         if self._running is not None:
-            self._winner = self._running.method
+            if not self._direct:
+                self._winner = self._running.method, self._style
             self._over("direct", now)
-        self._direct, self._improving = True, improving
-        self._failures = self._attempt = 0
+        if self._direct:
+            return
+        self._direct = True
+        self._failures = self._attempt = self._news = 0
+        self._done.clear()
         self._due = now + _IMPROVING_FIRST
 
     def direct_lost(self, now: float) -> None:
@@ -295,6 +319,9 @@ class Schedule:
         self._direct = False
         self._fast_until = now + FAST_SECONDS
         self._again(now)
+        if self._winner is not None:
+            method, style = self._winner
+            self._done[method] = style
 
     def finished(self, outcome: Outcome, now: float) -> None:
         """The round under way has ended.
@@ -327,7 +354,8 @@ class Schedule:
         if method in BIRTHDAY_METHODS:
             self._budget.take(now)
         styles = _STYLES[method]
-        style = styles[self._attempt // self._turn() % len(styles)]
+        self._style = self._done.get(method, 0) % len(styles)
+        style = styles[self._style]
         trip = min(max(rtt, 0.0), _LONGEST_ROUND_TRIP)
         self._running = Round(
             method,
@@ -336,11 +364,14 @@ class Schedule:
             tuple(after * trip for after in style.again),
             self._attempt,
         )
+        self._done[method] = self._style + 1
+        self._attempt += 1
+        self._news += 1
         self._started = now
         return self._running
 
     def _next_due(self, now: float) -> float | None:
-        if not self._ready or self._plan is None or not self._plan.methods:
+        if not self._ready or self._plan is None:
             return None
         if self._direct and not self._improving:
             return None
@@ -357,22 +388,16 @@ class Schedule:
 
     def _choose(self, now: float) -> Method:
         methods = self._plan.methods if self._plan is not None else ()
-        if self._direct:
+        if self._direct or not methods:
             return "simple"
         if now < self._fast_until and self._winner is not None:
             # The mappings of the path that was lost may still be there.
-            preferred: tuple[Method, ...] = ("simple", self._winner)
-        else:
-            preferred = methods
-        turn = self._attempt % len(preferred)
-        for method in (*preferred[turn:], *preferred[:turn]):
+            methods = ("simple", self._winner[0])
+        turn = self._attempt % len(methods)
+        for method in (*methods[turn:], *methods[:turn]):
             if method not in BIRTHDAY_METHODS or self._budget.available_at(now) == now:
                 return method
         return "simple"
-
-    def _turn(self) -> int:
-        """After how many attempts the same method is done in another way."""
-        return max(1, len(self._plan.methods) if self._plan is not None else 1)
 
     def _expire(self, now: float) -> None:
         if self._running is not None and now >= self._started + _patience(self._running):
@@ -383,21 +408,28 @@ class Schedule:
         seconds = max(0.0, now - self._started)
         self._history.append(Tried(self._started, seconds, self._running.method, outcome))
         self._running = None
-        if outcome == "refused":
-            self._due = now + ROUND_SPACING
-            return
-        self._attempt += 1
         if outcome == "failed":
             self._failures += 1
-            first = _IMPROVING_FIRST if self._direct else 1.0
-            pause = 0.0 if now < self._fast_until else pause_after(self._failures, first)
-            self._due = now + pause
+            self._due = now + self._pause(now)
+        elif outcome == "refused":
+            self._due = now + ROUND_SPACING
+
+    def _pause(self, now: float) -> float:
+        if self._direct:
+            return pause_after(self._failures, _IMPROVING_FIRST)
+        if now < self._fast_until:
+            return 0.0
+        if self._plan is not None and not self._plan.methods:
+            return LONGEST_PAUSE
+        return pause_after(self._failures)
 
     def _soon(self, now: float) -> None:
-        self._due = max(now, self._started + ROUND_SPACING)
+        spacing = ROUND_SPACING if self._news < _MAX_NEWS else _NEWS_PAUSE
+        self._due = max(now, self._started + spacing)
 
     def _again(self, now: float) -> None:
-        self._failures = self._attempt = 0
+        self._failures = self._attempt = self._news = 0
+        self._done.clear()
         self._soon(now)
 
 
