@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from anyreach._local import from_core
 from anyreach.addresses import Scope
+from anyreach.netcheck import PortMapping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anyreach.addresses import SocketAddress
     from anyreach.metrics import Recorder
 
-__all__ = ["PortMapper", "PortMapping", "behind_nat"]
+__all__ = ["PortMapper", "behind_nat"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +39,6 @@ class Core(Protocol):
     def map_port(self) -> _core.PortMapping:
         """Ask the routers."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class PortMapping:
-    """What came of asking routers for a port.
-
-    Attributes:
-        state: ``"off"``: turned off by the configuration; ``"not-needed"``: there is no sign of a
-            NAT; ``"asking"``; ``"mapped"``; ``"none"``: no router gave one.
-        external: the ``ip:port`` that leads to the node, if mapped.
-        protocol: ``"pcp"``, ``"nat-pmp"`` or ``"upnp"``, if mapped.
-        error: why there is none, for people.
-    """
-
-    state: Literal["off", "not-needed", "asking", "mapped", "none"]
-    external: str | None = None
-    protocol: Protocols | None = None
-    error: str | None = None
 
 
 class PortMapper:

@@ -105,6 +105,13 @@ class KnownPeers:
         """The latest attempts to reach those known peers that were not reached."""
         return tuple(attempt for attempts in self._attempts.values() for attempt in attempts)
 
+    def states(self) -> tuple[tuple[KnownPeer, PeerId | None, str | None], ...]:
+        """The entries, who was found there last, and why the latest attempt failed, if it did."""
+        return tuple(
+            (entry, peer_id, _failure(self._attempts.get(entry, ())))
+            for entry, peer_id in self._found.items()
+        )
+
     def _tried(self, entry: KnownPeer, attempts: tuple[Attempt, ...] = ()) -> None:
         self._attempts.pop(entry, None)
         if attempts:
@@ -200,6 +207,10 @@ class KnownPeers:
 
     def _failed(self, entry: KnownPeer, peer_id: PeerId | None, error: str) -> None:
         self._emit(KnownPeerState(peer_id, _address(entry), "failed", error))
+
+
+def _failure(attempts: tuple[Attempt, ...]) -> str | None:
+    return "; ".join(f"{a.address}: {a.detail}" for a in attempts) or None
 
 
 def _only_itself(attempts: tuple[Attempt, ...]) -> bool:
