@@ -168,12 +168,9 @@ class DefaultPathPolicy:
         """The paths, best first; the one in use stays unless another is clearly better."""
         order = sorted(paths, key=self._key)
         used = next((path for path in order if path.id == current), None)
-        if used is None or not order or order[0] is used:
+        if used is None:
             return tuple(order)
-        rivals = [p for p in order if p is not used and self._is_worth_it(used, p)]
-        if not rivals:
-            rivals = [used]
-        first = min(rivals, key=self._key)
+        first = next((p for p in order if self._is_worth_it(used, p)), used)
         return (first, *(path for path in order if path is not first))
 
     def standby(
@@ -227,20 +224,19 @@ class DefaultPathPolicy:
             return tiers[1] < tiers[0]
         saved = self._trip(used) - self._trip(other)
         if self._is_gain(saved, used):
-            return not self._is_much_slower(used, other)
-        if self._is_gain(-saved, other):
-            return False
-        return self._is_much_slower(other, used)
+            return not self._is_much_slower(other, than=used)
+        # Each may cost less than what a switch must gain, so that none leads back.
+        return not self._is_gain(-saved, other) and self._is_much_slower(used, than=other)
 
     def _is_gain(self, saved: float, of: PathView) -> bool:
         share = saved >= self.gain_share * max(0.0, of.rtt) and saved >= self.least_gain
         return saved >= self.gain or share
 
-    def _is_much_slower(self, slow: PathView, fast: PathView) -> bool:
-        """Whether ``fast`` was measured to deliver so much more."""
-        if slow.delivery_rate is None or fast.delivery_rate is None:
+    def _is_much_slower(self, path: PathView, *, than: PathView) -> bool:
+        """Whether ``than`` was measured to deliver so much more."""
+        if path.delivery_rate is None or than.delivery_rate is None:
             return False
-        return fast.delivery_rate >= self.rate_gain * slow.delivery_rate
+        return than.delivery_rate >= self.rate_gain * max(path.delivery_rate, 1.0)
 
 
 class FlapRecord:
