@@ -6,7 +6,7 @@ only worth a packet when there is a sign that it is the stranger's.
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_network
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 from anyreach.addresses import Scope, SocketAddress, scope_of
@@ -71,7 +71,7 @@ def may_share(
     external: Iterable[IpAddress],
     peer: Iterable[SocketAddress],
 ) -> bool:
-    """Whether a peer may be on a network with this node.
+    """Whether a peer may be on a network with this node, so that it may be told private addresses.
 
     So it is if both are behind one external address (a home, an office, a carrier's NAT), if both
     have global IPv6 addresses of one site, or if an address of the peer is in a network of ours.
@@ -79,11 +79,10 @@ def may_share(
     Args:
         interfaces: addresses of this host.
         external: IP addresses peers see this node under.
-        peer: every address the peer is known by.
+        peer: addresses the peer is known by; it may have made them up.
     """
-    near = tuple(interfaces)
-    ours = {_outside(ip) for ip in (*external, *(own.ip for own in near))} - {None}
-    return any(_outside(a.ip) in ours or is_on_link(_plain(a.ip), near) for a in peer)
+    near, known = tuple(interfaces), tuple(peer)
+    return _has_one_outside(near, external, known) or _is_neighbour(near, known)
 
 
 def shared_prefixes(
@@ -91,12 +90,33 @@ def shared_prefixes(
     external: Iterable[IpAddress],
     peer: Iterable[SocketAddress],
 ) -> tuple[str, ...]:
-    """Networks in which addresses of this peer are not to be refused; see :func:`may_share`.
+    """Networks in which candidates of this peer are not to be refused.
 
-    All private ones if it shares something with us, because a site has more networks than the one
-    a host is on; none otherwise.
+    All private ones if both are behind one external address, because a site has more networks than
+    the one a host is on; none otherwise, besides :func:`near_prefixes`, which hold for everybody.
+
+    Args:
+        interfaces, external: as for :func:`may_share`.
+        peer: where others see the peer. What it says about itself must not open our network to
+            its probes (RFC 9000 21.5.6).
     """
-    return SITE_PREFIXES if may_share(interfaces, external, peer) else ()
+    return SITE_PREFIXES if _has_one_outside(tuple(interfaces), external, peer) else ()
+
+
+def _has_one_outside(
+    interfaces: Iterable[InterfaceAddress],
+    external: Iterable[IpAddress],
+    peer: Iterable[SocketAddress],
+) -> bool:
+    ours = {_outside(ip) for ip in (*external, *(own.ip for own in interfaces))} - {None}
+    return any(_outside(address.ip) in ours for address in peer)
+
+
+def _is_neighbour(interfaces: Iterable[InterfaceAddress], peer: Iterable[SocketAddress]) -> bool:
+    # Every host has a loopback and a link-local network; they are not the same ones.
+    local = (Scope.LOOPBACK, Scope.LINK_LOCAL)
+    near = [own for own in interfaces if scope_of(own.ip) not in local]
+    return any(is_on_link(address.ip, near) for address in peer)
 
 
 def _outside(ip: IpAddress) -> str | None:
@@ -106,8 +126,3 @@ def _outside(ip: IpAddress) -> str | None:
     if ip.version == 4:
         return str(ip)
     return str(ip_network((ip.packed, _SITE_V6), strict=False))
-
-
-def _plain(ip: IpAddress) -> IpAddress:
-    """Without the zone, which is no part of the address."""
-    return IPv6Address(ip.packed) if isinstance(ip, IPv6Address) and ip.scope_id else ip
