@@ -1,0 +1,34 @@
+//! How the network sees this node, by what it sends itself.
+
+use std::net::SocketAddr;
+
+use anyreach_net::{SyntheticAddr, canonical, is_possible_peer, is_synthetic};
+
+use super::Endpoint;
+use crate::openers::{ReflectError, Reflection};
+
+impl Endpoint {
+    /// A datagram to an address of this node, as others reach it, from the node's own socket or from
+    /// one made for it (`fresh`): as yet unsent.
+    ///
+    /// # Errors
+    /// [`ReflectError`].
+    pub fn reflect(&self, to: SocketAddr, fresh: bool) -> Result<Reflection, ReflectError> {
+        let to = canonical(to);
+        // An address somebody supplied must never choose a tunnel.
+        if !is_possible_peer(to) || is_synthetic(to.ip()) {
+            return Err(ReflectError::Io(std::io::ErrorKind::InvalidInput.into()));
+        }
+        let mirror = self.0.desk.mirror();
+        mirror.reflect(&self.0.socket, to, fresh)
+    }
+
+    /// As [`reflect`](Self::reflect), through a tunnel of this node.
+    ///
+    /// # Errors
+    /// [`ReflectError`].
+    pub fn reflect_through(&self, tunnelled: SyntheticAddr) -> Result<Reflection, ReflectError> {
+        let mirror = self.0.desk.mirror();
+        mirror.reflect(&self.0.socket, tunnelled.socket_addr(), false)
+    }
+}
