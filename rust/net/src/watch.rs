@@ -14,9 +14,15 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::interfaces::{InterfaceAddress, interface_addresses};
 
-/// Time between two looks where the system gives no sign, and the safety net where it does. Half of
-/// the two seconds within which a roaming node is to transfer again.
+/// Time between two looks where the system gives no sign, and between two glances at the clock where
+/// it does. Half of the two seconds within which a roaming node is to transfer again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Time between two looks where the system does give a sign: a safety net.
+const LOOK_ANYWAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Sleep shorter than this is not worth telling: no NAT forgets and no peer gives up so fast.
+const SLEEP_GRAIN: Duration = Duration::from_secs(2);
 
 /// Shortest time between two looks. Routers with a full table announce changes by the thousand.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(100);
@@ -38,6 +44,10 @@ pub struct NetworkState {
     pub source_v4: Option<Ipv4Addr>,
     /// The address IPv6 datagrams to the internet leave from; `None` without a default route.
     pub source_v6: Option<Ipv6Addr>,
+    /// How long the host was suspended since it was started, as far as its watch has noticed: after a
+    /// sleep the network is another one, even if it looks the same. Zero where the system does not
+    /// tell.
+    pub suspended: Duration,
 }
 
 impl NetworkState {
@@ -61,8 +71,40 @@ impl NetworkState {
             addresses,
             source_v4,
             source_v6,
+            suspended: suspended(),
         })
     }
+
+    /// Takes a change of the time asleep that is none for no change.
+    fn forget_naps(&mut self, before: &Self) {
+        if self.suspended.abs_diff(before.suspended) < SLEEP_GRAIN {
+            self.suspended = before.suspended;
+        }
+    }
+}
+
+/// What the clock that counts sleep is ahead of the one that does not.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn suspended() -> Duration {
+    let now = |clock| {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the pointer is to a live timespec; a clock that does not exist leaves it zero.
+        unsafe { libc::clock_gettime(clock, &raw mut time) };
+        Duration::new(
+            time.tv_sec.try_into().unwrap_or_default(),
+            time.tv_nsec.try_into().unwrap_or_default(),
+        )
+    };
+    let awake = now(libc::CLOCK_MONOTONIC);
+    now(libc::CLOCK_BOOTTIME).saturating_sub(awake)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn suspended() -> Duration {
+    Duration::ZERO
 }
 
 /// The source address the routing table chooses; connecting a UDP socket sends nothing.
@@ -109,25 +151,33 @@ impl NetworkWatch {
         &self.state
     }
 
+    /// Whether to look without a sign.
+    fn is_suspicious(&self) -> bool {
+        !self.sign.is_given()
+            || self.looked.elapsed() >= LOOK_ANYWAY_EVERY
+            || suspended().abs_diff(self.state.suspended) >= SLEEP_GRAIN
+    }
+
     /// Waits until the network differs from [`NetworkWatch::state`], and returns how it is now. A
     /// change that comes in steps (old address gone, new address, new route) is several changes.
     /// Cancelling loses nothing.
     pub async fn changed(&mut self) -> &NetworkState {
         loop {
-            if !self.due {
-                // Elapsing is as good a reason to look as a sign.
-                let _ = timeout(LOOK_EVERY, self.sign.wait()).await;
-                self.due = true;
+            while !self.due {
+                let sign = timeout(LOOK_EVERY, self.sign.wait()).await;
+                self.due = sign.is_ok() || self.is_suspicious();
             }
             sleep_until(self.looked + LOOK_AT_MOST_EVERY).await;
             self.due = false;
             self.looked = Instant::now();
             match NetworkState::now() {
-                Ok(state) if state != self.state => {
-                    self.state = state;
-                    return &self.state;
+                Ok(mut state) => {
+                    state.forget_naps(&self.state);
+                    if state != self.state {
+                        self.state = state;
+                        return &self.state;
+                    }
                 }
-                Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "interfaces cannot be listed"),
             }
         }
@@ -146,15 +196,17 @@ mod sign {
     use socket2::{Domain, Socket, Type};
     use tokio::io::{Interest, unix::AsyncFd};
 
+    use crate::inherit::NotInherited;
+
     /// A netlink socket subscribed to changes of addresses, links and routes. `None` where netlink
     /// is forbidden, as in some sandboxes; there it never gives a sign.
     #[derive(Debug)]
-    pub(super) struct Sign(Option<AsyncFd<OwnedFd>>);
+    pub(super) struct Sign(Option<(NotInherited, AsyncFd<OwnedFd>)>);
 
     impl Sign {
         pub(super) fn new() -> Self {
             match subscribe() {
-                Ok(socket) => Self(Some(socket)),
+                Ok(socket) => Self(Some((NotInherited::new(&socket), socket))),
                 Err(error) => {
                     tracing::debug!(%error, "no announcements of network changes, polling");
                     Self(None)
@@ -162,9 +214,14 @@ mod sign {
             }
         }
 
+        /// Whether there are announcements at all.
+        pub(super) fn is_given(&self) -> bool {
+            self.0.is_some()
+        }
+
         /// Waits for an announcement and forgets all that have piled up.
         pub(super) async fn wait(&self) {
-            let Some(socket) = &self.0 else {
+            let Some((_, socket)) = &self.0 else {
                 return pending().await;
             };
             let Ok(mut ready) = socket.readable().await else {
@@ -247,6 +304,10 @@ mod sign {
             Self
         }
 
+        pub(super) fn is_given(&self) -> bool {
+            false
+        }
+
         pub(super) async fn wait(&self) {
             std::future::pending().await
         }
@@ -259,7 +320,9 @@ mod tests {
 
     #[test]
     fn looking_twice_at_the_same_network_sees_the_same() {
-        let (first, second) = (NetworkState::now(), NetworkState::now());
-        assert_eq!(first.expect("listed"), second.expect("listed"));
+        let first = NetworkState::now().expect("listed");
+        let mut second = NetworkState::now().expect("listed");
+        second.forget_naps(&first);
+        assert_eq!(first, second);
     }
 }

@@ -5,6 +5,7 @@ mod conversation;
 mod dial;
 mod http;
 mod more_paths;
+mod network;
 mod news;
 mod notices;
 mod steward;
@@ -213,7 +214,14 @@ impl Endpoint {
             rejected: Rejected::default(),
         };
         let endpoint = Self(Arc::new(inner), Some(Arc::new(handle)));
-        tokio::spawn(endpoint.for_task().accept_all());
+        let (accepting, following) = (endpoint.for_task(), endpoint.for_task());
+        tokio::spawn(async move {
+            tokio::select! {
+                // Ends with the endpoint.
+                () = accepting.accept_all() => {}
+                () = following.follow_network() => {}
+            }
+        });
         Ok(endpoint)
     }
 
@@ -229,7 +237,8 @@ impl Endpoint {
 
     /// Address the socket is bound to.
     pub fn local_addr(&self) -> SocketAddr {
-        self.0.bound
+        // It may have moved with the network.
+        self.0.socket.local_addr().unwrap_or(self.0.bound)
     }
 
     /// Who this endpoint is.

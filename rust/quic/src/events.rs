@@ -76,6 +76,12 @@ pub enum Event {
         /// Under which addresses the one who told us sees it.
         addresses: Vec<SocketAddr>,
     },
+    /// The addresses of this host have changed.
+    Network {
+        /// `interfaces`: by what the system says of them, or the host has slept; `source-gone`: by
+        /// what could not be sent.
+        reason: &'static str,
+    },
     /// The peer said what its NAT does; see [`Connection::peer_nat`]. Several reports may be told as
     /// one.
     Nat {
@@ -152,6 +158,8 @@ struct State {
     /// By who told us and who looks.
     sought: HashMap<(ConnectionKey, PeerId), (WeakConnection, Vec<SocketAddr>)>,
     nat: HashMap<ConnectionKey, WeakConnection>,
+    /// Each reason once.
+    network: Vec<&'static str>,
     prepare: VecDeque<(WeakConnection, u64, Step)>,
     prepared: VecDeque<(WeakConnection, u64, StepResult)>,
     closed: bool,
@@ -260,6 +268,14 @@ impl Journal {
         });
     }
 
+    pub(crate) fn network(&self, reason: &'static str) {
+        self.change(|state| {
+            if !state.network.contains(&reason) {
+                state.network.push(reason);
+            }
+        });
+    }
+
     pub(crate) fn nat(&self, connection: &Connection) {
         let (key, weak) = (connection.id(), connection.downgrade());
         self.change(|state| {
@@ -362,6 +378,8 @@ impl State {
                     addresses,
                 })
             });
+        let network = self.network.drain(..);
+        let network = network.map(|reason| Event::Network { reason });
         let nat = self.nat.drain().filter_map(|(_, weak)| {
             let connection = weak.upgrade()?;
             Some(Event::Nat { connection })
@@ -384,6 +402,7 @@ impl State {
                 })
             });
         let events = lifecycle
+            .chain(network)
             .chain(reach)
             .chain(nat)
             .chain(paths)
