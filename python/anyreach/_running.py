@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyreach._assembly import make_endpoint, proxies, rejected
 from anyreach._bridge import current_bridge
+from anyreach._diagnosis import Diagnosis
 from anyreach._live import Live
 from anyreach._local import LocalView, from_core
+from anyreach._port_mapping import PortMapper, behind_nat
 from anyreach._proving import Contacts
 from anyreach._relay_service import RelayService
 from anyreach._relaying import Relaying
@@ -24,13 +26,7 @@ from anyreach.carriers import network_key
 from anyreach.connection import Connection
 from anyreach.dialer import Dialer
 from anyreach.errors import ForkError, NodeClosed
-from anyreach.events import (
-    Connected,
-    Disconnected,
-    ExternalAddress,
-    Nat,
-    Ready,
-)
+from anyreach.events import Connected, Disconnected, ExternalAddress, Nat, Ready
 from anyreach.known_peers import KnownPeers
 from anyreach.offers import Neighbourhood, acceptable
 from anyreach.peer import PeerId, Ticket
@@ -176,6 +172,26 @@ class Running:
             upgrades=self._upgrades,
         )
         self._dialer.known_failures = self._known.failures
+        self._mapper = PortMapper(
+            self._endpoint,
+            self._bridge.wait,
+            enabled=config.port_mapping and config.direct,
+            changed=self._relaying.changed,
+            recorder=recorder,
+        )
+        self.local.mapped = lambda: self._mapper.addresses
+        self.diagnosis = Diagnosis(
+            self.me,
+            config,
+            self.ip_mode,
+            self._bridge.wait,
+            local=self.local,
+            known=self._known,
+            cores=self._endpoint.connections,
+            tunnels=self._tunnels,
+            relaying=self._relaying,
+            mapper=self._mapper,
+        )
         self._nat = self.local.nat()
         self._nat_is_stale = False
 
@@ -196,6 +212,7 @@ class Running:
         await self._stop(self._tasks - watcher)
         await self._dialer.close()
         await self._upgrades.end()
+        await self._mapper.end()
         await self._tunnels.end(self._close_connections)
         self._endpoint.close(NODE_CLOSED, _PARTING)
         await self._bridge.wait(self._endpoint.poll_closed)
@@ -221,6 +238,7 @@ class Running:
         for task in self._tasks:
             task.cancel()
         self._upgrades.abandon()
+        self._mapper.abandon()
         self._tunnels.abandon()
 
     def on_loop(self, call: Callable[[], object]) -> None:
@@ -313,6 +331,7 @@ class Running:
     def _network_changed(self) -> None:
         self._book.network_changed()
         self._relaying.network_changed()
+        self._mapper.network_changed()
         self._tunnels.network_changed()
 
     def _is_connected(self, peer_id: PeerId) -> bool:
@@ -434,6 +453,8 @@ class Running:
                 [str(a.ip) for a in self.local.observed.candidates()]
             )
         self._nat_is_stale = True
+        if behind_nat(self.local.observed.candidates(), self.local.host_addresses()):
+            self._mapper.found_nat()
         self._relaying.changed()
 
     def _reach_changed(self, core: _core.Connection) -> None:

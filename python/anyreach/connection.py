@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from anyreach._bridge import current_bridge
 from anyreach._paths import current
 from anyreach.errors import ConnectionLost
+from anyreach.explain import Account, explain
 from anyreach.peer import PeerId
 from anyreach.streams import BytesLike, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
     from typing import Self
 
     from anyreach import _core
     from anyreach.errors import Attempt
+    from anyreach.explain import Explanation
 
 __all__ = ["Connection", "ConnectionStats", "Method", "Path", "PathChange"]
 
@@ -119,10 +121,12 @@ class Connection:
     :class:`~anyreach.ConnectionLost` when the connection has ended.
     """
 
-    __slots__ = ("__weakref__", "_attempts", "_core", "_next_kind", "_rates")
+    __slots__ = ("__weakref__", "_account", "_attempts", "_core", "_next_kind", "_rates")
 
     def __init__(self, core: _core.Connection) -> None:
         self._core: Final = core
+        # Set by the node, which keeps the log.
+        self._account: Callable[[], Account] | None = None
         self._attempts: tuple[Attempt, ...] = ()
         self._rates = _Rates()
         self._next_kind = True
@@ -199,6 +203,19 @@ class Connection:
         exception.
         """
         return self._path_changes(self._core.path_changes)
+
+    def explain(self) -> Explanation:
+        """Why the connection takes the path it takes: both NATs, what became of each address, what
+        was tried, and what would help. ``str()`` of it is for people.
+
+        The side that dialed has the log of the attempts. Once the connection has ended only what
+        it was is left.
+        """
+        if self._account is None:
+            return explain(
+                Account(str(self.peer_id), outbound=self._core.outbound, paths=self.paths)
+            )
+        return explain(self._account())
 
     async def _path_changes(self, seen: int) -> AsyncIterator[PathChange]:
         bridge = current_bridge()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from anyreach.events import Event
     from anyreach.metrics import NodeMetrics
     from anyreach.nat import NatReport
+    from anyreach.netcheck import NetworkReport
     from anyreach.peer import PeerId, PeerLike
 
 __all__ = ["EVENT_BACKLOG", "Node"]
@@ -187,6 +188,25 @@ class Node:
         the peers connected now say nothing new."""
         return self._open().local.nat()
 
+    async def netcheck(self, *, timeout: float = 15.0) -> NetworkReport:
+        """Look into the network this node is in: families, UDP, NAT, relays and the ways to them.
+
+        Waits until every known peer was reached or not, then tries each way to each relay from a
+        socket and with a key of its own, which leaves the node's reservations and connections
+        alone. Usually takes one to six seconds.
+
+        Args:
+            timeout: seconds it may take; what is not known by then is left open in the report.
+
+        Raises:
+            ConfigError: ``timeout`` means nothing.
+            BindError: there is no socket for the tries.
+            NodeClosed: the node is not started, or was closed.
+        """
+        running = self._open()
+        _check_timeout(timeout)
+        return await running.diagnosis.netcheck(timeout)
+
     # Connections
 
     async def connect(self, peer: PeerLike, *, timeout: float | None = None) -> Connection:
@@ -214,8 +234,7 @@ class Node:
         address = parse_peer(peer)
         if timeout is None:
             timeout = self._config.connect_timeout
-        elif not (timeout > 0 and math.isfinite(timeout)):
-            raise ConfigError("timeout", timeout, "use a positive number of seconds")
+        _check_timeout(timeout)
         return await running.connect(address, timeout)
 
     def incoming(self) -> AsyncIterator[Connection]:
@@ -358,3 +377,8 @@ async def _identity(config: P2pConfig) -> tuple[Identity, KeyLock | None]:
             return await asyncio.to_thread(claim, path)
         case identity:
             return identity, None
+
+
+def _check_timeout(timeout: float) -> None:
+    if not (timeout > 0 and math.isfinite(timeout)):
+        raise ConfigError("timeout", timeout, "use a positive number of seconds")

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 from anyreach import __version__
 
-from . import bench, connect, id, node, ping, receive, send  # noqa: A004 (named as the command)
+from . import (
+    bench,
+    connect,
+    id,  # noqa: A004 (named as the command)
+    netcheck,
+    node,
+    ping,
+    receive,
+    send,
+)
 from .options import set_up_logging
 from .runner import flush_standard_streams, run
 
@@ -29,6 +38,7 @@ _COMMANDS: Final[dict[str, ModuleType]] = {
     "send": send,
     "receive": receive,
     "bench": bench,
+    "netcheck": netcheck,
     "id": id,
 }
 

@@ -204,6 +204,10 @@ def _interrupted(event: Mapping[str, object], style: _Style) -> str:
     )
 
 
+def _text(event: Mapping[str, object], _: _Style) -> str:
+    return str(event["text"])
+
+
 def _id(event: Mapping[str, object], _: _Style) -> str:
     return str(event["peer_id"])
 
@@ -231,4 +235,6 @@ _WORDS: dict[str, Callable[[Mapping[str, object], _Style], str | None]] = {
     "received": _received,
     "interrupted": _interrupted,
     "id": _id,
+    "netcheck": _text,
+    "explanation": _text,
 }
