@@ -50,6 +50,10 @@ Address: TypeAlias = tuple[str, int]
 MAX_REFLECTIONS: Final = 16
 """Reflections kept per family: enough for a rate of other traffic, few enough to be recent."""
 
+_BURST_SECONDS: Final = 10.0
+"""New mappings made within so long are compared with each other; between two that are further apart
+other hosts may have made any number."""
+
 _WORST_FIRST: Final[tuple[Behaviour, ...]] = (
     "address-and-port-dependent",
     "address-dependent",
@@ -178,8 +182,17 @@ class NatEvidence:
     def samples(self, family: Family) -> tuple[tuple[float, int], ...]:
         """``(time, port)`` of the new mappings of ``family``, oldest first, of the external address
         used last; what :func:`anyreach.prediction.predict` takes."""
+        return tuple((r.at, r.seen[1]) for r in self._fresh(family))
+
+    def ports(self, family: Family) -> tuple[PortBehaviour, int]:
+        """How ports are chosen, and the step, as the latest new mappings of ``family`` show."""
+        fresh = self._fresh(family)
+        burst = [r for r in fresh if fresh[-1].at - r.at <= _BURST_SECONDS]
+        return classify_ports([(r.local_port, r.seen[1]) for r in burst])
+
+    def _fresh(self, family: Family) -> list[Reflected]:
         fresh = [r for r in self.reflections if r.fresh and r.family == family]
-        return tuple((r.at, r.seen[1]) for r in fresh if r.seen[0] == fresh[-1].seen[0])
+        return [r for r in fresh if r.seen[0] == fresh[-1].seen[0]]
 
 
 def assess(
@@ -219,8 +232,7 @@ def assess(
         mapping, ports, step = known.mapping, known.ports, known.step
         if group:
             mapping = revised(mapping, classify_mapping(group, host), vouched=vouched)
-        fresh = [r for r in experiments.reflections if r.family == family and r.fresh]
-        found, by = classify_ports([(r.local_port, r.seen[1]) for r in fresh])
+        found, by = experiments.ports(family)
         if found != "unknown":
             ports, step = found, by
         filtering = classify_filtering(evidence, family, on_link=neighbours)
