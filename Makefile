@@ -8,11 +8,13 @@ DEMO_VENV := .venv-demo
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Workers for pytest: the tests wait more than they compute.
 TEST_WORKERS ?= 4
+# What the tests of events measure, for the report of the matrix.
+NETLAB_FIGURES := $(CURDIR)/target/netlab-figures.jsonl
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust tests/interop tests/netlab/middlebox -name '*.rs' -o -name Cargo.toml)
 PYTHON_SOURCES := pyproject.toml README.md LICENSE $(shell find python -name '*.py' -o -name '*.pyi')
 
-.PHONY: help demo test test-rust test-python lint format bench wheel clean
+.PHONY: help demo test test-rust test-python netlab lint format bench wheel clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,6 +31,15 @@ test-rust: $(BIN)/.built
 test-python: $(BIN)/.built
 	cargo build --quiet --package anyreach-interop-peers --package anyreach-netlab-middlebox --bins
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+
+netlab: $(BIN)/.built  ## Connect every pair of kinds of networks, as root; about 20 minutes
+	cargo build --quiet --package anyreach-netlab-middlebox
+	rm -f $(NETLAB_FIGURES)
+	NETLAB=full REQUIRE_NETLAB=1 NETLAB_FIGURES=$(NETLAB_FIGURES) $(BIN)/python -m pytest \
+		tests/netlab/test_punched.py tests/netlab/test_punched_pairs.py \
+		tests/netlab/test_punched_events.py -n $(TEST_WORKERS) --dist loadgroup
+	$(BIN)/python -m tests.netlab.matrix --runs 3 --figures $(NETLAB_FIGURES) \
+		--output docs/benchmarks-nat.md
 
 lint: $(BIN)/.built  ## Check format, lints, types and stubs
 	cargo fmt --all --check

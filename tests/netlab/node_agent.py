@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 64 * 1024
 _PAUSE = 0.2  # seconds without data from which on an incoming stream is said to have paused
+_PROGRESS = 0.25  # seconds between two reports of an incoming stream
 
 _TOLD = ("known_peer", "relay", "nat", "external_address")
 """Events of the node that are printed as they are."""
@@ -151,12 +152,16 @@ async def _serve(connection: Connection, tasks: asyncio.TaskGroup) -> None:
 async def _answer(stream: Stream) -> None:
     digest = hashlib.sha256()
     size, last = 0, time.monotonic()
+    reported = last
     try:
         async for chunk in stream:
             now = time.monotonic()
             if size and now - last > _PAUSE:
                 _emit("paused", seconds=now - last, at=now)
             size, last = size + len(chunk), now
+            if now - reported > _PROGRESS:
+                _emit("progress", bytes=size, at=now)
+                reported = now
             digest.update(chunk)
         await stream.write(digest.digest())
         await stream.finish()

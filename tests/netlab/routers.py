@@ -149,6 +149,14 @@ class Gateway(Host):
         """The number of a port of the bridge that nothing was plugged into yet."""
         return next(self._numbers)
 
+    def answer(self) -> None:
+        """Answer packets to the router itself from now on, as many a Linux router does.
+
+        What comes to a port that no mapping has is refused by ICMP, and connection tracking keeps
+        a flow for it that gets into the way of the hosts' own.
+        """
+        self.nft("insert rule inet firewall input accept")
+
     def reboot(self) -> None:
         """Forget every flow and mapping, as a router does that loses power for a moment."""
         if self.nat is not None:
