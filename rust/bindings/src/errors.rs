@@ -39,6 +39,9 @@ pub(crate) enum Failure {
     /// The relay cannot be reached as configured.
     #[error("{0}")]
     Serve(#[from] ServeError),
+    /// There is no socket, or it cannot send.
+    #[error("{0}")]
+    Socket(io::Error),
     /// There is no way to an address.
     #[error("{0}")]
     Unreachable(String),
@@ -118,6 +121,7 @@ impl Failure {
             }
             Self::Internal(_) => ("AnyreachError", None),
             Self::Value(text) => return Ok(PyValueError::new_err(text)),
+            Self::Socket(error) => return Ok(error.into()),
             Self::Runtime(_) => return Ok(PyOSError::new_err(text)),
             Self::Unreachable(text) => {
                 return Ok(DialFailed::new_err(("unreachable", text, py.None())));

@@ -54,6 +54,15 @@ pub enum ReflectError {
     Io(#[from] io::Error),
 }
 
+impl From<ReflectError> for io::Error {
+    fn from(error: ReflectError) -> Self {
+        match error {
+            ReflectError::Io(error) | ReflectError::Socket(MuxError::Io(error)) => error,
+            other => Self::other(other),
+        }
+    }
+}
+
 /// Waits for what the node has sent itself.
 pub(crate) struct Mirror {
     secret: Secret,
