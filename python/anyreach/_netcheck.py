@@ -51,6 +51,9 @@ MAX_PEERS: Final = 8
 CARRIER_SECONDS: Final = 5.0
 """How long a way to a relay may take: a handshake with one repetition over a slow line."""
 
+JOIN_SECONDS: Final = 6.0
+"""How long to wait for known peers; where UDP is blocked, TCP has brought one in by then."""
+
 SETTLE_SECONDS: Final = 5.0
 """How long to wait for what the node finds out about its NAT: some packets to itself through its
 relay, one after the other, and a router may take seconds to answer or not to."""
@@ -229,11 +232,17 @@ async def gather(facts: Facts, timeout: float) -> NetworkReport:
     loop = asyncio.get_running_loop()
     begun = loop.time()
     deadline = begun + timeout
-    await _until(deadline, facts.joined())
-    subjects = await _subjects(facts, deadline)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_settle(facts, min(deadline, loop.time() + SETTLE_SECONDS)))
-        checks = [tasks.create_task(_checked(facts, subject, deadline)) for subject in subjects]
+
+        def check(subject: _Subject) -> asyncio.Task[tuple[CarrierCheck, ...]]:
+            return tasks.create_task(_checked(facts, subject, deadline))
+
+        subjects = await _known(facts, deadline)
+        checks = [check(subject) for subject in subjects]
+        await _until(min(deadline, begun + JOIN_SECONDS), facts.joined())
+        subjects = _others(facts, subjects)
+        checks += [check(subject) for subject in subjects[len(checks) :]]
+        await _settle(facts, min(deadline, loop.time() + SETTLE_SECONDS))
     peers = tuple(_peer(facts, s, c.result()) for s, c in zip(subjects, checks, strict=True))
     report = NetworkReport(
         peer_id=str(facts.me),
@@ -251,11 +260,10 @@ async def gather(facts: Facts, timeout: float) -> NetworkReport:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """A peer to look at."""
+    """A peer to look at; ``entry`` is the one of the configuration."""
 
     place: Place
-    known: bool
-    error: str | None
+    entry: KnownPeer | None
 
 
 async def _until(deadline: float, awaitable: Awaitable[_T]) -> _T | None:
@@ -265,28 +273,32 @@ async def _until(deadline: float, awaitable: Awaitable[_T]) -> _T | None:
     return None
 
 
-async def _subjects(facts: Facts, deadline: float) -> list[_Subject]:
-    """Known peers, then others that relay and were dialed."""
-    known = [
-        entry for entry in dict.fromkeys(facts.known()) if entry[1] is None or entry[1] != facts.me
-    ]
+async def _known(facts: Facts, deadline: float) -> list[_Subject]:
+    """The configured peers, each once."""
+    entries = [entry for entry, peer_id, _ in facts.known() if peer_id != facts.me][:MAX_PEERS]
     places = await asyncio.gather(
-        *(_until(deadline, _resolved(entry.addresses, facts.mode)) for entry, *_ in known)
+        *(_until(deadline, _resolved(entry.addresses, facts.mode)) for entry in entries)
     )
-    subjects: dict[object, _Subject] = {}
-    for (entry, peer_id, error), found in zip(known, places, strict=True):
-        place = Place(entry.addresses[0], found or (), peer_id)
-        subjects.setdefault(peer_id or entry, _Subject(place, known=True, error=error))
+    return [
+        _Subject(Place(entry.addresses[0], found or (), entry.peer_id), entry)
+        for entry, found in zip(entries, places, strict=True)
+    ]
+
+
+def _others(facts: Facts, known: list[_Subject]) -> list[_Subject]:
+    """The known peers, and others that relay and were dialed."""
+    named = {peer_id for _, peer_id, _ in facts.known()}
+    others: dict[PeerId, _Subject] = {}
     for core in facts.cores():
         peer_id, path = PeerId(core.peer_id), current(core.paths())
         # Where those are that came by themselves or through a relay is not known.
-        if path is None or path.method == "relayed" or not core.outbound:
+        if path is None or path.method == "relayed" or not core.outbound or peer_id in named:
             continue
         if "relay" in core.capabilities:
             address = from_core(*path.remote)
             place = Place(HostPort(address.host, address.port), (address,), peer_id)
-            subjects.setdefault(peer_id, _Subject(place, known=False, error=None))
-    return list(subjects.values())[:MAX_PEERS]
+            others[peer_id] = _Subject(place, None)
+    return [*known, *others.values()][:MAX_PEERS]
 
 
 async def _resolved(hosts: Iterable[HostPort], mode: IpMode) -> tuple[SocketAddress, ...]:
@@ -317,33 +329,30 @@ def _may_help(facts: Facts) -> bool:
 
 
 async def _checked(facts: Facts, subject: _Subject, deadline: float) -> tuple[CarrierCheck, ...]:
-    core = _core_of(facts, subject.place)
-    if core is not None and "relay" not in core.capabilities:
-        return ()
     return await _until(deadline, facts.check(subject.place)) or ()
 
 
-def _core_of(facts: Facts, place: Place) -> _core.Connection | None:
-    return next((c for c in facts.cores() if c.peer_id == bytes(place.peer_id or b"")), None)
-
-
 def _peer(facts: Facts, subject: _Subject, carriers: tuple[CarrierCheck, ...]) -> PeerCheck:
-    place = subject.place
+    peer_id, error = subject.place.peer_id, None
+    for entry, found, failure in facts.known():
+        if entry is subject.entry:
+            peer_id, error = found, failure
     check = PeerCheck(
-        peer_id=None if place.peer_id is None else str(place.peer_id),
-        address=str(place.host),
-        known=subject.known,
+        peer_id=None if peer_id is None else str(peer_id),
+        address=str(subject.place.host),
+        known=subject.entry is not None,
         connected=False,
-        error=subject.error,
+        error=error,
         carriers=carriers,
     )
-    core = _core_of(facts, place)
+    core = next((c for c in facts.cores() if peer_id and c.peer_id == bytes(peer_id)), None)
     path = None if core is None else current(core.paths())
-    if core is None or path is None or place.peer_id is None:
+    if core is None or path is None or peer_id is None:
         return check
-    relayed = path.method == "relayed"
+    relayed, relays = path.method == "relayed", "relay" in core.capabilities
     return replace(
         check,
+        carriers=carriers if relays else (),  # it refuses them all
         connected=True,
         error=None,
         method=path.method,
@@ -352,8 +361,8 @@ def _peer(facts: Facts, subject: _Subject, carriers: tuple[CarrierCheck, ...]) -
         mtu=None if relayed else path.mtu,
         # Through a relay it sees the relay.
         sees=None if relayed or path.observed is None else str(from_core(*path.observed)),
-        relays="relay" in core.capabilities,
-        reserved=tuple(map(str, facts.reserved(place.peer_id))),
+        relays=relays,
+        reserved=tuple(map(str, facts.reserved(peer_id))),
     )
 
 

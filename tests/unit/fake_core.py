@@ -47,6 +47,8 @@ class FakePath:
     age: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
+    mtu: int = 1452
+    observed: tuple[str, int] | None = None
 
 
 class FakeAttempt:
