@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import sys
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from . import kinds, nodes
+from . import kinds, middlebox, nodes
+from .emulation import Quality
+from .live_table import DemoError, LiveTable
 from .process import NoEventError
 from .requirements import missing
 from .world import World, pair
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .process import Event
     from .sites import Site
+    from .topology import Host
 
 _FILE: Final = 10_000_000
 _LONG_FILE: Final = 60_000_000
+_LINE: Final = Quality(delay=0.01, rate=4_000_000)
+"""Of either site and of the relay: 40 ms there and back between any two."""
+
+_CALM: Final = 3.0
+"""Seconds to watch what has been reached."""
+
 _PATIENCE: Final = 60.0  # seconds
-
-
-class DemoError(Exception):
-    """Something did not happen as it should."""
 
 
 def main() -> int:
@@ -41,8 +42,8 @@ def main() -> int:
     began = time.monotonic()
     print("\nNow in hostile networks: each site a namespace with a packet filter of its own")
     try:
+        _past_two_nats()
         _through_a_proxy()
-        _past_a_dead_relay()
     except (DemoError, NoEventError, OSError) as error:
         print(f"\nthe demonstration failed: {error}", file=sys.stderr)
         return 1
@@ -90,39 +91,51 @@ def _through_a_proxy() -> None:
         _say("tunnels in the proxy", proxy.tunnels)
 
 
-def _past_a_dead_relay() -> None:
-    with pair(kinds.SYMMETRIC_RANDOM, kinds.TCP_443_ONLY, relays=2) as (world, home, hotel):
+def _past_two_nats() -> None:
+    with pair(kinds.CGNAT_PORT_RESTRICTED, kinds.SYMMETRIC_SEQUENTIAL) as (world, phone, flat):
         _step(
-            "A home as before, and a hotel that lets out TCP to port 443 and nothing else; two"
-            " nodes relay, and the one that carries the file is killed"
+            "A phone behind its carrier's NAT, and a flat behind a NAT that gives every destination"
+            " the next port; the relay carries data only until there is a way without it"
         )
-        node = world.start_node(hotel)
-        for number in (0, 1):
-            relay = world.relays[number].node.peer_id
-            held = node.process.wait_event("relay", partial(_is_at, relay), timeout=_PATIENCE)
-            _say("the hotel holds", f"{held['address']} over {held['carrier']}")
-        before = world.counters.read()
-
-        def carried() -> list[int]:
-            traffic = world.counters.read() - before
-            return [traffic.sent(home, relay.host).bytes for relay in world.relays]
-
-        def kill() -> None:
-            _until(lambda: max(carried()) > _LONG_FILE // 3)
-            amounts = carried()
-            busiest = amounts.index(max(amounts))
-            world.relays[busiest].node.process.kill()
-            _say("killed", f"relay {busiest + 1}, after {amounts[busiest]:,} bytes")
-
-        rate = _send(world, home, node, _LONG_FILE, meanwhile=kill)
-        _say("the same connection", f"went on: {rate:.1f} MB/s in all, SHA-256 equal at both ends")
-        for number, amount in enumerate(carried(), 1):
-            _say(f"relay {number} carried", f"{amount:,} bytes")
-        ends = node.process.named("disconnected")
-        lost = [event for event in ends if event["reason"] not in ("closed", "local")]
-        known = {relay.node.peer_id for relay in world.relays}
-        if any(event["peer_id"] not in known for event in lost):
+        _emulate(phone, flat, world.relays[0].host)
+        _say("phone", f"{phone.host.v4}, seen as {phone.external(4)}")
+        _say("flat", f"{flat.host.v4}, seen as {flat.external(4)}")
+        node = world.start_node(flat)
+        _step(f"The phone sends the flat {_LONG_FILE // 1_000_000} MB, by its PeerId alone")
+        file = nodes.make_file(phone.host, "film.bin", _LONG_FILE)
+        process = phone.host.spawn_python(
+            "-m", "anyreach", "send", node.peer_id, str(file), *world.options(phone),
+            "--ephemeral", "--json",
+        )  # fmt: skip
+        table = LiveTable(process, node.peer_id, world, phone, flat)
+        table.until(lambda: table.is_direct, _PATIENCE)
+        table.during(_CALM)
+        with world.lab.cut(phone, flat):
+            table.say("the way between the two is cut; both keep the internet")
+            table.until(lambda: not table.is_direct, _PATIENCE)
+            table.during(_CALM)
+        table.say("the way is back")
+        table.until(lambda: table.is_direct, _PATIENCE)
+        table.until(lambda: process.returncode is not None, _PATIENCE)
+        if process.wait() != 0:
+            raise DemoError(f"the file was not sent\n{process.transcript()}")
+        if nodes.sha256(node.inbox / file.name) != nodes.sha256(file):
+            raise DemoError("the file was damaged")
+        if len([e for e in process.named("connected") if e["peer_id"] == node.peer_id]) != 1:
             raise DemoError("the connection was lost and made again")
+        _say("the same connection", "from beginning to end; SHA-256 equal at both ends")
+        _say("direct at first after", f"{table.first_direct:.1f} s")
+
+
+def _emulate(*places: Site | Host) -> None:
+    """Give the lines delay and a rate, where the program for that can be built."""
+    try:
+        middlebox.program()
+    except middlebox.MiddleboxMissingError as missing:
+        _say("lines without delay", missing)
+        return
+    for place in places:
+        place.line.emulate(_LINE)
 
 
 def _send(
@@ -130,7 +143,6 @@ def _send(
     site: Site,
     node: nodes.Node,
     size: int,
-    meanwhile: Callable[[], None] = lambda: None,
 ) -> float:
     """Send a file of random bytes; MB/s."""
     file = nodes.make_file(site.host, f"random{size}.bin", size)
@@ -138,24 +150,11 @@ def _send(
         "-m", "anyreach", "send", node.peer_id, str(file), *world.options(site),
         "--ephemeral", "--json",
     )  # fmt: skip
-    meanwhile()
     if process.wait(_PATIENCE) != 0:
         raise DemoError(f"the file was not sent\n{process.transcript()}")
     if nodes.sha256(node.inbox / file.name) != nodes.sha256(file):
         raise DemoError("the file was damaged")
     return float(process.named("sent")[-1]["mb_per_s"])
-
-
-def _is_at(relay: str, event: Event) -> bool:
-    return bool(event["peer_id"] == relay)
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise DemoError("nothing moves")
-        time.sleep(0.02)
 
 
 def _redacted(url: str) -> str:

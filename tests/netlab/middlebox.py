@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import pytest
-
 if TYPE_CHECKING:
     from .machine import Machine
     from .process import Process
@@ -86,6 +84,8 @@ def start(machine: Machine, role: str, **words: object) -> Process:
     try:
         path = program()
     except MiddleboxMissingError as missing:
+        import pytest  # noqa: PLC0415 (the demonstration runs without it)
+
         pytest.skip(str(missing))
     process = machine.spawn([str(path), role, *(f"{key}={value}" for key, value in words.items())])
     process.wait_event("ready")
