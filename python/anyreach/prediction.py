@@ -40,6 +40,9 @@ _RELEVANT_SECONDS: Final = 60.0
 _PRIOR_EVENTS: Final = 0.5
 _PRIOR_SECONDS: Final = 0.05
 
+_NOW: Final = 1e-6
+"""Seconds in which nothing can happen."""
+
 
 def predict(
     samples: Sequence[tuple[float, int]],
@@ -123,7 +126,7 @@ def likely_gaps(events: float, seconds: float, ahead: float, count: int) -> rang
     most probable numbers are neighbours.
     """
     shape, scale = events + _PRIOR_EVENTS, seconds + _PRIOR_SECONDS
-    if ahead <= 0.0:
+    if ahead <= _NOW:
         return range(count)
     log_p, log_q = math.log(scale / (scale + ahead)), math.log(ahead / (scale + ahead))
 

@@ -210,6 +210,7 @@ class TestRelayOptions:
             "node", "--https", "127.0.0.1:443", "--cert", "c.pem", "--key", "k.pem",
             "--proxy", "http://u:p@127.0.0.1:3128", "--ca-file", "ca.pem",
             "--relay-quota", "10MB/s", "--no-direct", "--no-serve-relay",
+            "--no-punch", "--no-port-mapping",
             "--allow-tls-inspection", "--allow-anonymous-relay",
         )  # fmt: skip
         assert (config.https, config.cert_file, config.key_file) == (
@@ -221,6 +222,8 @@ class TestRelayOptions:
         assert config.ca_file == Path("ca.pem")
         assert config.relay_quota == 10_000_000
         assert not config.direct
+        assert not config.punch
+        assert not config.port_mapping
         assert not config.serve_relay
         assert config.allow_tls_inspection
         assert config.allow_anonymous_relay
