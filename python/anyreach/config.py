@@ -162,8 +162,8 @@ class P2pConfig:
     relay_standby: float = 30.0
     """Seconds all relayed paths of a connection are kept after a direct one is up.
 
-    Young paths die soonest. Afterwards ``path_policy`` decides; the default keeps one warm while
-    the connection is used, so that a direct path that dies is replaced without a round trip.
+    Young paths die soonest. Afterwards ``path_policy`` decides; the default keeps the best one, so
+    that a direct path that dies is replaced without a round trip.
     """
 
     serve_relay: bool = True

@@ -24,6 +24,7 @@ __all__ = [
     "PathPolicy",
     "PathSituation",
     "PathView",
+    "RttFloor",
 ]
 
 PathMethod: TypeAlias = Literal["direct", "punched", "relayed"]
@@ -46,7 +47,9 @@ class PathView:
         id: number of the path within the connection.
         method: ``"direct"``, ``"punched"`` or ``"relayed"``.
         family: IP version of its packets on our side.
-        rtt: smoothed round-trip time in seconds.
+        rtt: round-trip time in seconds, without the queue that our own data makes: the least of
+            the last while, see :class:`RttFloor`. Otherwise a busy path would always look worse
+            than an idle one, and data would go to and fro.
         age: seconds since it was established.
         relay: through whom, as text; ``None`` for direct paths, or if it is not known.
         delivery_rate: bytes per second it was seen to deliver under load; ``None`` if it was not.
@@ -140,7 +143,8 @@ class DefaultPathPolicy:
         quarantine: seconds a path must last then, doubled by each further loss,
         longest_quarantine: up to so many.
         dormant: seconds without data after which also the last relayed path is closed, while a
-            direct one works. Before, it is what a connection falls back to within half a second.
+            direct one works; ``None`` for never. As long as it is there, a connection falls back to
+            it within half a second.
     """
 
     ipv6_bonus: float = 0.003
@@ -152,7 +156,7 @@ class DefaultPathPolicy:
     flapping: int = 3
     quarantine: float = 5.0
     longest_quarantine: float = 120.0
-    dormant: float = 300.0
+    dormant: float | None = None
 
     def decide(self, situation: PathSituation) -> PathDecision:
         """See :class:`PathDecision`."""
@@ -179,7 +183,7 @@ class DefaultPathPolicy:
         """What becomes of relayed paths: those to close, those to refresh, and when to ask again.
 
         All are kept for ``relay_standby`` seconds after a direct path has come up: that may be as
-        short-lived as it is young. Then one is left, the best, until the application is silent.
+        short-lived as it is young. Then the best is left, for as long as :attr:`dormant` says.
         """
         relayed = [path for path in order if path.method == "relayed"]
         direct = [p for p in order if p.method != "relayed" and self.tier(p) == 0]
@@ -190,6 +194,8 @@ class DefaultPathPolicy:
             return (), (), situation.relay_standby - proved
         best, *others = relayed
         close = tuple(path.id for path in others)
+        if self.dormant is None:
+            return close, (best.id,), None
         if situation.idle < self.dormant:
             return close, (best.id,), self.dormant - situation.idle
         return (*close, best.id), (), None
@@ -265,3 +271,29 @@ class FlapRecord:
     def network_changed(self) -> None:
         """This host is somewhere else: what was lost before says nothing."""
         self._lost.clear()
+
+
+class RttFloor:
+    """The least round-trip time of a path in the last :attr:`WINDOW` seconds or somewhat more.
+
+    Pure state; time is an argument. Kept in two halves, so that it costs no memory.
+    """
+
+    __slots__ = ("_began", "_least", "_previous")
+
+    WINDOW: Final = 30.0
+    """Longer than most transfers fill a queue without a pause, short enough to notice another
+    route."""
+
+    def __init__(self) -> None:
+        self._began = float("-inf")
+        self._previous = self._least = float("inf")
+
+    def sample(self, rtt: float, now: float) -> float:
+        """Take in a measurement; the least by now."""
+        if now - self._began >= self.WINDOW:
+            stale = now - self._began >= 2 * self.WINDOW
+            self._previous = float("inf") if stale else self._least
+            self._began, self._least = now, rtt
+        self._least = min(self._least, rtt)
+        return min(self._previous, self._least)

@@ -13,24 +13,19 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from anyreach.addresses import SocketAddress
-from anyreach.candidates import MAX_CANDIDATES
 from anyreach.ports import FIRST_PORT, LAST_PORT, classify_ports, distance, moved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyreach.addresses import IpAddress
-    from anyreach.nat import FamilyNat
 
-__all__ = ["MAX_PREDICTED", "addresses", "likely_gaps", "predict", "predict_for", "room"]
+__all__ = ["MAX_PREDICTED", "addresses", "likely_gaps", "predict"]
 
 MAX_PREDICTED: Final = 16
 """Most predicted ports of one side: half of the candidates a peer may be told. Each is a packet to
 somebody else's port if it is wrong; sixteen cover what a busy household does within a round trip
 (three standard deviations of the counter at 50 new mappings a second)."""
-
-_KEPT: Final = 4
-"""Ports to try where a NAT usually keeps that of the socket."""
 
 _RELEVANT_SECONDS: Final = 60.0
 """Samples older than that say nothing about the rate of now."""
@@ -86,34 +81,6 @@ def predict(
     return tuple(dict.fromkeys(ports))
 
 
-def predict_for(
-    nat: FamilyNat,
-    samples: Sequence[tuple[float, int]],
-    local_port: int,
-    now: float,
-    *,
-    lead: float = 0.0,
-    own: int = 0,
-    count: int = MAX_PREDICTED,
-) -> tuple[int, ...]:
-    """As :func:`predict`, also for a NAT that keeps the port of the socket where it can.
-
-    That port is not free at the NAT if it did not keep it for us; then many take one of the next.
-
-    Args:
-        nat: what is known about the NAT.
-        samples: as for :func:`predict`.
-        local_port: port of the socket the packet will leave from.
-        now, lead, own, count: as for :func:`predict`.
-    """
-    if nat.ports == "preserving":
-        first = min(max(local_port, FIRST_PORT), LAST_PORT)
-        return tuple(moved(first, by) for by in range(max(0, min(count, _KEPT))))
-    if nat.ports != "sequential":
-        return ()
-    return predict(samples, now, step=nat.step, lead=lead, own=own, count=count)
-
-
 def likely_gaps(events: float, seconds: float, ahead: float, count: int) -> range:
     """How many events of a Poisson process to expect: the ``count`` most probable numbers.
 
@@ -141,11 +108,6 @@ def likely_gaps(events: float, seconds: float, ahead: float, count: int) -> rang
         else:
             high += 1
     return range(low, high + 1)
-
-
-def room(others: int, *, limit: int = MAX_CANDIDATES) -> int:
-    """How many predicted addresses may be told besides so many other candidates."""
-    return max(0, min(MAX_PREDICTED, limit - others))
 
 
 def addresses(ip: IpAddress, ports: Sequence[int]) -> tuple[SocketAddress, ...]:

@@ -29,7 +29,7 @@ from anyreach.rounds import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     from anyreach.addresses import SocketAddress
     from anyreach.nat import NatReport
@@ -235,8 +235,3 @@ def _fallback(hard: _Side, mine: bool, client: bool) -> tuple[Method, ...]:
 def _birthday(mine: bool, client: bool) -> Method:
     """Who opens a pool: the side with the random ports; named by what the dialed side does."""
     return "spray" if mine == client else "pool"
-
-
-def families_of(addresses: Collection[SocketAddress]) -> frozenset[int]:
-    """The families of some addresses."""
-    return frozenset(address.version for address in addresses)

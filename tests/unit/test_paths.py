@@ -16,6 +16,7 @@ from anyreach.paths import (
     PathPolicy,
     PathSituation,
     PathView,
+    RttFloor,
 )
 
 POLICY = DefaultPathPolicy()
@@ -162,12 +163,15 @@ class TestStandby:
         assert self.decide(*paths, current=1, relay_standby=60.0) == ((), ())
         assert self.decide(*paths, current=1, relay_standby=0.0) == ((2,), (3,))
 
-    def test_a_silent_connection_lets_it_go(self) -> None:
+    def test_a_silent_connection_may_let_it_go(self) -> None:
         paths = (path(1, age=30.0), path(2, "relayed", 50))
-        assert self.decide(*paths, current=1, idle=299.0) == ((), (2,))
-        assert self.decide(*paths, current=1, idle=300.0) == ((2,), ())
-        decision = POLICY.decide(PathSituation(paths, 1, idle=299.0))
+        assert self.decide(*paths, current=1, idle=1e6) == ((), (2,))
+        frugal = DefaultPathPolicy(dormant=300.0)
+        decision = frugal.decide(PathSituation(paths, 1, idle=299.0))
+        assert (decision.close, decision.refresh) == ((), (2,))
         assert decision.again_in == pytest.approx(1.0)
+        decision = frugal.decide(PathSituation(paths, 1, idle=300.0))
+        assert (decision.close, decision.refresh) == ((2,), ())
 
     def test_without_direct_all_stay(self) -> None:
         assert self.decide(path(2, "relayed"), path(3, "relayed"), idle=1e6) == ((), ())
@@ -197,3 +201,22 @@ class TestFlapRecord:
                 record.lost(way, 1.0)
         assert record.count(0, 1.0) == 0
         assert record.count(2 * MAX_WAYS - 1, 1.0) == 16
+
+
+class TestRttFloor:
+    def test_queues_are_not_counted(self) -> None:
+        floor = RttFloor()
+        assert floor.sample(0.020, 0.0) == 0.020
+        assert floor.sample(0.300, 10.0) == 0.020
+        assert floor.sample(0.015, 20.0) == 0.015
+
+    def test_another_route_is_noticed(self) -> None:
+        floor = RttFloor()
+        found = [floor.sample(0.020 if now < 10 else 0.080, float(now)) for now in range(90)]
+        assert set(found[:40]) == {0.020}
+        assert found[-1] == 0.080
+
+    def test_after_a_long_pause_it_begins_again(self) -> None:
+        floor = RttFloor()
+        floor.sample(0.020, 0.0)
+        assert floor.sample(0.080, 1000.0) == 0.080

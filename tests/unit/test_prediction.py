@@ -7,9 +7,8 @@ import random
 import pytest
 
 from anyreach.addresses import SocketAddress
-from anyreach.nat import FamilyNat
 from anyreach.ports import FIRST_PORT, LAST_PORT, classify_ports, distance, moved
-from anyreach.prediction import MAX_PREDICTED, addresses, likely_gaps, predict, predict_for, room
+from anyreach.prediction import MAX_PREDICTED, addresses, likely_gaps, predict
 
 
 def taken(ports: list[int], every: float = 0.05) -> list[tuple[float, int]]:
@@ -141,25 +140,6 @@ class TestPredict:
         assert hits >= 270
 
 
-class TestPredictFor:
-    SAMPLES = taken([40000, 40001, 40002])
-
-    def test_sequential(self) -> None:
-        nat = FamilyNat(4, ports="sequential", step=1)
-        assert predict_for(nat, self.SAMPLES, 9000, 0.1, count=2) == (40003, 40004)
-
-    def test_preserving(self) -> None:
-        nat = FamilyNat(4, ports="preserving")
-        assert predict_for(nat, (), 9000, 0.1) == (9000, 9001, 9002, 9003)
-        assert predict_for(nat, (), 9000, 0.1, count=1) == (9000,)
-        assert predict_for(nat, (), 9000, 0.1, count=-1) == ()
-
-    @pytest.mark.parametrize("ports", ["random", "unknown"])
-    def test_others(self, ports: str) -> None:
-        nat = FamilyNat(4, ports="random" if ports == "random" else "unknown")
-        assert predict_for(nat, self.SAMPLES, 9000, 0.1) == ()
-
-
 def test_gaps_of_nothing_seen_begin_at_none() -> None:
     assert likely_gaps(0, 0.2, 0.1, 4) == range(4)
     assert likely_gaps(0, 0.0, 0.0, 1) == range(1)
@@ -167,13 +147,6 @@ def test_gaps_of_nothing_seen_begin_at_none() -> None:
     window = likely_gaps(100, 1.0, 1.0, 16)
     assert len(window) == 16
     assert 95 in window
-
-
-def test_room_is_what_others_leave() -> None:
-    assert room(0) == MAX_PREDICTED
-    assert room(20) == 12
-    assert room(40) == 0
-    assert room(3, limit=8) == 5
 
 
 def test_ports_become_addresses() -> None:

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from anyreach import (
+    DefaultPathPolicy,
     DefaultRelayPolicy,
     P2pConfig,
+    PathPolicy,
+    PathSituation,
+    PathView,
     RelayCandidate,
     RelayPolicy,
     RelaySituation,
@@ -108,7 +112,20 @@ def test_the_table_of_metrics_has_names_and_labels_there_are() -> None:
             assert set(re.findall(r"([a-z]+)=", samples[0])) == set(names(labels)), name
 
 
-def test_the_policy_of_the_guide_keeps_its_rule() -> None:
+def test_the_path_policy_of_the_guide_keeps_its_rule() -> None:
+    (code,) = [code for code in BLOCK.findall(guide()) if "class PreferIpv6" in code]
+    scope: dict[str, Any] = {"__name__": "guide"}
+    exec(code.replace("asyncio.run(main())", ""), scope)
+    policy = scope["PreferIpv6"]()
+    assert isinstance(policy, PathPolicy)
+    near = PathView(1, "direct", 4, rtt=0.001, age=9.0)
+    far = PathView(2, "punched", 6, rtt=0.1, age=9.0)
+    situation = PathSituation((near, far), current=1)
+    assert policy.decide(situation).ranking == ((2, 0), (1, 1))
+    assert DefaultPathPolicy().decide(situation).ranking == ((1, 0), (2, 1))
+
+
+def test_the_relay_policy_of_the_guide_keeps_its_rule() -> None:
     (code,) = [code for code in BLOCK.findall(guide()) if "class OnlyKnown" in code]
     scope: dict[str, Any] = {"__name__": "guide"}
     exec(code.replace("asyncio.run(main())", ""), scope)
