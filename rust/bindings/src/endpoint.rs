@@ -104,6 +104,7 @@ impl Endpoint {
             agent: concat!("anyreach/", env!("CARGO_PKG_VERSION")).to_owned(),
             capabilities,
             serve_h3: serve_relay,
+            nat_traversal: true,
             tap: None,
         };
         let identity = Arc::clone(&identity.0);
@@ -621,6 +622,12 @@ impl Inner {
                 ("sought", connection, peer.0, ip, port).into_pyobject(py)
             }
             Event::Network { reason } => ("network", reason).into_pyobject(py),
+            Event::Candidates { connection } => {
+                ("candidates", self.connections.wrap(connection)).into_pyobject(py)
+            }
+            Event::Round { connection, round } => {
+                ("round", self.connections.wrap(connection), round).into_pyobject(py)
+            }
             Event::Nat { connection } => {
                 ("nat", self.connections.wrap(connection)).into_pyobject(py)
             }

@@ -20,6 +20,7 @@ mod punching_notices;
 mod recv;
 mod runtime;
 mod send;
+mod traversal;
 mod tunnel;
 mod wake;
 

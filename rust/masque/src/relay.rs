@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyreach_net::{canonical, canonical_ip, interface_addresses};
+use anyreach_net::{canonical, canonical_ip, interface_addresses, prefix};
 use http::Request;
 use tokio::{runtime::Handle, sync::watch, task::AbortHandle};
 
@@ -39,7 +39,6 @@ mod config;
 mod desk;
 mod grant;
 mod policy;
-mod prefix;
 mod quota;
 mod receive;
 mod request;
@@ -60,9 +59,9 @@ use session::Session;
 use stats::Ledger;
 use table::EntryId;
 
+pub use anyreach_net::prefix::{ParsePrefixError, Prefix};
 pub use config::RelayConfig;
 pub use policy::{DENIED_PORTS, Refusal as TargetRefusal, is_global};
-pub use prefix::{ParsePrefixError, Prefix};
 pub use request::ANYREACH_LEASE;
 pub use stats::{DropReason, Flow, RelayStats, SessionInfo};
 

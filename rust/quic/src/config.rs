@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyreach_net::IpMode;
 use noq::{IdleTimeout, TransportConfig, VarInt};
 
-use crate::{TapFactory, first_flight::FirstFlight};
+use crate::{TapFactory, first_flight::FirstFlight, traversal::MAX_CANDIDATES};
 
 /// Paths of one connection that may be open at once. Relayed and direct are two; probing a few
 /// candidates at a time and a change of network take the rest.
@@ -67,7 +67,9 @@ pub struct EndpointConfig {
     /// Take HTTP/3 connections as well; they come out of
     /// [`Endpoint::accept_http`](crate::Endpoint::accept_http).
     pub serve_h3: bool,
-    /// Rewrites packets at the packet-protection boundary.
+    /// Offer peers to look for direct paths together (draft-seemann-quic-nat-traversal-02).
+    pub nat_traversal: bool,
+    /// Sees packets in clear as they are on the wire, and may rewrite them.
     pub tap: Option<TapFactory>,
 }
 
@@ -93,6 +95,7 @@ impl EndpointConfig {
             agent: String::new(),
             capabilities: Vec::new(),
             serve_h3: false,
+            nat_traversal: true,
             tap: None,
         }
     }
@@ -119,6 +122,9 @@ impl EndpointConfig {
             .send_observed_address_reports(true)
             .receive_observed_address_reports(true)
             .max_concurrent_multipath_paths(MAX_PATHS);
+        if self.nat_traversal {
+            transport.max_remote_nat_traversal_addresses(MAX_CANDIDATES as u8);
+        }
         Arc::new(transport)
     }
 

@@ -3,6 +3,7 @@
 mod notices;
 mod opening;
 mod paths;
+mod traversal;
 
 use std::{
     fmt,
@@ -27,6 +28,7 @@ use crate::{
     crypto::{Activity, HandshakeInfo, ProvedKey},
     directory::DirectorySlot,
     registry::ConnectionKey,
+    traversal::Layer,
 };
 
 /// A connection to one peer. Clones are handles to the same connection; it lives until either
@@ -46,6 +48,7 @@ struct Inner {
     directory: DirectorySlot,
     notices: Notices,
     activity: Arc<Activity>,
+    layer: Option<Arc<Layer>>,
     /// Why this side closed, where the engine only knows that it did.
     closed_locally: OnceLock<CloseReason>,
     /// Somebody outside this crate was given it; see [`Connection::claim`].
@@ -98,7 +101,8 @@ impl Connection {
         let paths = PathTable::new();
         let info = handshake.engine.handshake_data();
         let info = info.and_then(|data| data.downcast::<HandshakeInfo>().ok());
-        let activity = info.map_or_else(Arc::default, |info| info.activity);
+        let (activity, layer) =
+            info.map_or_else(Default::default, |info| (info.activity, info.layer));
         let connection = Self(Arc::new(Inner {
             key,
             engine: handshake.engine,
@@ -111,6 +115,7 @@ impl Connection {
             directory: handshake.directory,
             notices: Notices::new(Instant::now()),
             activity,
+            layer,
             closed_locally: OnceLock::new(),
             capabilities: OnceLock::new(),
             claimed: AtomicBool::new(false),

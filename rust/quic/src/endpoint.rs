@@ -42,6 +42,7 @@ use crate::{
     events::Journal,
     reach::Reach,
     registry::{ConnectionKey, Registry},
+    traversal::Near,
 };
 
 /// QUIC version 1 (RFC 9000); drafts are not spoken.
@@ -115,6 +116,8 @@ struct Inner {
     journal: Journal,
     /// What stands behind the synthetic addresses of tunnels.
     directory: DirectorySlot,
+    /// Networks in which addresses of peers are not refused.
+    near: Near,
     /// What peers are told about how this node can be reached.
     reach: Mutex<Option<Reach>>,
     /// What peers are told about our NAT.
@@ -166,6 +169,7 @@ impl Endpoint {
             config.tap.clone(),
         )?;
         let directory = session.directory.clone();
+        let near = session.near.clone();
         // Not the engine's own choice of key: its generator is not reseeded in a forked child.
         let token_key = Arc::new(TokenKey::new(&random()?));
         let mut server = noq::ServerConfig::new(Arc::new(session.clone()), token_key);
@@ -199,6 +203,7 @@ impl Endpoint {
             arrivals: Arrivals::default(),
             journal: Journal::default(),
             directory,
+            near,
             reach: Mutex::default(),
             nat: Mutex::default(),
             supervisors: AtomicUsize::new(0),

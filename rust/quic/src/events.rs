@@ -67,6 +67,20 @@ pub enum Event {
         /// Which peer.
         connection: Connection,
     },
+    /// The peer has added or removed addresses at which it may be reached; see
+    /// [`Connection::peer_candidates`]. Several changes may be told as one.
+    Candidates {
+        /// Which peer.
+        connection: Connection,
+    },
+    /// The peer has begun a round of NAT traversal, in which the engine now probes its addresses.
+    /// Of several only the last is told.
+    Round {
+        /// Which peer.
+        connection: Connection,
+        /// Number of the round.
+        round: u64,
+    },
     /// A peer told us that somebody looks for this node, who may be about to call.
     Sought {
         /// Who told us.
@@ -155,6 +169,8 @@ struct State {
     paths: HashMap<ConnectionKey, (WeakConnection, &'static str, Option<Duration>)>,
     observed: HashMap<(ConnectionKey, u32), (WeakConnection, SocketAddr, Duration)>,
     reach: HashMap<ConnectionKey, WeakConnection>,
+    candidates: HashMap<ConnectionKey, WeakConnection>,
+    rounds: HashMap<ConnectionKey, (WeakConnection, u64)>,
     /// By who told us and who looks.
     sought: HashMap<(ConnectionKey, PeerId), (WeakConnection, Vec<SocketAddr>)>,
     nat: HashMap<ConnectionKey, WeakConnection>,
@@ -201,6 +217,8 @@ impl Journal {
             state.paths.remove(&key);
             state.observed.retain(|(of, _), _| *of != key);
             state.reach.remove(&key);
+            state.candidates.remove(&key);
+            state.rounds.remove(&key);
             state.nat.remove(&key);
             state.sought.retain(|(by, _), _| *by != key);
         });
@@ -254,6 +272,20 @@ impl Journal {
         let (key, weak) = (connection.id(), connection.downgrade());
         self.change(|state| {
             state.reach.insert(key, weak);
+        });
+    }
+
+    pub(crate) fn candidates(&self, connection: &Connection) {
+        let (key, weak) = (connection.id(), connection.downgrade());
+        self.change(|state| {
+            state.candidates.insert(key, weak);
+        });
+    }
+
+    pub(crate) fn round(&self, connection: &Connection, round: u64) {
+        let (key, weak) = (connection.id(), connection.downgrade());
+        self.change(|state| {
+            state.rounds.insert(key, (weak, round));
         });
     }
 
@@ -367,6 +399,14 @@ impl State {
             let connection = weak.upgrade()?;
             Some(Event::Reach { connection })
         });
+        let candidates = self.candidates.drain().filter_map(|(_, weak)| {
+            let connection = weak.upgrade()?;
+            Some(Event::Candidates { connection })
+        });
+        let rounds = self.rounds.drain().filter_map(|(_, (weak, round))| {
+            let connection = weak.upgrade()?;
+            Some(Event::Round { connection, round })
+        });
         let sought = self
             .sought
             .drain()
@@ -404,6 +444,8 @@ impl State {
         let events = lifecycle
             .chain(network)
             .chain(reach)
+            .chain(candidates)
+            .chain(rounds)
             .chain(nat)
             .chain(paths)
             .chain(observed)

@@ -22,8 +22,9 @@ mod reach;
 mod registry;
 mod steps;
 mod throttle;
+mod traversal;
 
-pub use anyreach_net::{BindError, IpMode};
+pub use anyreach_net::{BindError, IpMode, ParsePrefixError, Prefix};
 pub use anyreach_wire::control::{Nat, NatBehaviour, PortAllocation};
 pub use config::EndpointConfig;
 pub use connection::{Connection, PathOptions, PathSnapshot, RelayHint};

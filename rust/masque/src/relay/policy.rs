@@ -13,46 +13,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+pub use anyreach_net::ports::DENIED_PORTS;
 use anyreach_net::{canonical, is_synthetic};
 
 use super::prefix::Prefix;
-
-/// Ports no client may send to, with what listens there: services that answer without a handshake,
-/// mostly with more than they were sent, or that configure a network. None of them is in the range
-/// systems choose ports from (32768 and up), so an honest peer behind a NAT is hit with a
-/// probability below one in two thousand, and has other candidates.
-pub const DENIED_PORTS: [(u16, &str); 30] = [
-    (7, "echo: loops"),
-    (13, "daytime: answers anybody"),
-    (17, "quote of the day: amplifies"),
-    (19, "chargen: amplifies, loops"),
-    (37, "time: answers anybody"),
-    (53, "DNS: amplifies"),
-    (67, "DHCP: configures a network"),
-    (68, "DHCP: configures a host"),
-    (69, "TFTP: amplifies, no authentication"),
-    (111, "portmapper: amplifies"),
-    (123, "NTP: amplifies"),
-    (137, "NetBIOS names: amplifies"),
-    (138, "NetBIOS datagrams: local"),
-    (161, "SNMP: amplifies"),
-    (162, "SNMP traps: management"),
-    (389, "CLDAP: amplifies"),
-    (427, "SLP: amplifies"),
-    (514, "syslog: writes to logs"),
-    (520, "RIP: routes, amplifies"),
-    (623, "IPMI: management"),
-    (1434, "SQL Server browser: amplifies"),
-    (1900, "SSDP: amplifies"),
-    (3702, "WS-Discovery: amplifies"),
-    (5093, "Sentinel: amplifies"),
-    (5351, "NAT-PMP and PCP: configures a NAT"),
-    (5353, "mDNS: amplifies, local"),
-    (5355, "LLMNR: local"),
-    (5683, "CoAP: amplifies"),
-    (10001, "Ubiquiti discovery: amplifies"),
-    (11211, "memcached: amplifies"),
-];
 
 /// Why a target is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -76,7 +76,7 @@ impl Connection {
         let mut observed = Vec::new();
         for path in self.paths() {
             // Through a tunnel of ours the peer may be seen itself, or a relay of its own.
-            let of_relay = path.method != "direct" && !path.tunnelled;
+            let of_relay = path.method == "relayed" && !path.tunnelled;
             if let Some(address) = sayable(path.remote)
                 && !of_relay
                 && !bound(address)

@@ -32,8 +32,9 @@ pub struct RelayHint {
 pub struct PathSnapshot {
     /// Number of the path inside its connection.
     pub id: u32,
-    /// How the path was made: `direct` means a dial that was answered, `relayed` one through a
-    /// relay, at either end or both.
+    /// How the path was made: `direct` means a dial that was answered, `punched` a path to where
+    /// both ends sent at the same time by agreement, `relayed` one through a relay, at either end
+    /// or both.
     pub method: &'static str,
     /// The relay, where it is known.
     pub via: Option<PeerId>,
@@ -87,6 +88,10 @@ struct PathRecord {
     established: Option<Instant>,
     /// What was known of the address when the path was made.
     hint: Option<(SocketAddr, RelayHint)>,
+    /// Opened by this program, and not by the engine or the peer.
+    ours: bool,
+    /// Made by NAT traversal.
+    punched: bool,
     /// Wanted as a standby by us.
     standby: bool,
     /// Wanted as a standby by the peer, if it has said so.
@@ -101,6 +106,8 @@ impl PathRecord {
         Self {
             established: Some(Instant::now()),
             hint: None,
+            ours: false,
+            punched: false,
             standby: false,
             peer_standby: false,
             observed: None,
@@ -146,6 +153,16 @@ struct Way {
     method: &'static str,
     via: Option<PeerId>,
     remote: SocketAddr,
+}
+
+impl Way {
+    /// How a path that goes this way was made.
+    fn method_of(&self, record: PathRecord) -> &'static str {
+        match self.method {
+            "direct" if record.punched => "punched",
+            method => method,
+        }
+    }
 }
 
 impl Connection {
@@ -221,7 +238,7 @@ impl Connection {
         let way = self.way(remote, record.hint);
         Some(PathSnapshot {
             id: path_number(id),
-            method: way.method,
+            method: way.method_of(record),
             via: way.via,
             standby: record.standby,
             tunnelled: is_synthetic(remote.ip()),
@@ -340,22 +357,34 @@ impl Connection {
         let mut records = self.0.paths.lock();
         let record = records.entry(id).or_insert_with(PathRecord::opening);
         record.hint = Some((address, hint));
+        record.ours = true;
         record.standby = standby;
     }
 
     /// How a path was made; `direct` if it is gone.
     pub(crate) fn path_method(&self, id: u32) -> &'static str {
         let id = PathId::from(id);
-        let hint = self.0.paths.lock().get(&id).and_then(|record| record.hint);
+        let record = self.0.paths.lock().get(&id).copied();
+        let record = record.unwrap_or_else(PathRecord::new);
         let path = self.0.engine.path(id);
         path.and_then(|path| path.remote_address().ok())
-            .map_or("direct", |remote| self.way(canonical(remote), hint).method)
+            .map_or("direct", |remote| {
+                self.way(canonical(remote), record.hint).method_of(record)
+            })
     }
 
     pub(crate) fn path_established(&self, id: PathId) {
+        let ours = self
+            .0
+            .paths
+            .lock()
+            .get(&id)
+            .is_some_and(|record| record.ours);
+        let punched = self.is_punched(id, ours);
         let mut records = self.0.paths.lock();
         let record = records.entry(id).or_insert_with(PathRecord::new);
         record.established.get_or_insert_with(Instant::now);
+        record.punched |= punched;
     }
 
     pub(crate) fn path_abandoned(&self, id: PathId) {
@@ -372,10 +401,15 @@ impl Connection {
             highest.saturating_sub(MISSED_PATHS),
             highest.saturating_add(MISSED_PATHS),
         );
+        let mut come = Vec::new();
         for id in (from..=to).map(PathId::from) {
-            if self.0.engine.path(id).is_some() {
-                paths.entry(id).or_insert_with(PathRecord::new);
+            if !paths.contains_key(&id) && self.0.engine.path(id).is_some() {
+                come.push(id);
             }
+        }
+        drop(paths);
+        for id in come {
+            self.path_established(id);
         }
     }
 

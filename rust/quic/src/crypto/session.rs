@@ -28,7 +28,10 @@ use super::{
     tap::{OneRttKey, PacketTap, TapFactory},
     tls,
 };
-use crate::directory::DirectorySlot;
+use crate::{
+    directory::DirectorySlot,
+    traversal::{Layer, Near},
+};
 
 /// QUIC version 1 (RFC 9000); nothing else is spoken.
 const QUIC_V1: u32 = 1;
@@ -42,6 +45,8 @@ pub(crate) struct HandshakeInfo {
     pub(crate) h3: bool,
     /// Told of packets of the connection.
     pub(crate) activity: Arc<Activity>,
+    /// NAT traversal between nodes.
+    pub(crate) layer: Option<Arc<Layer>>,
 }
 
 /// Makes sessions in either role, for the engine's client and server configurations.
@@ -54,6 +59,10 @@ pub struct SessionConfig {
     /// TLS_AES_128_GCM_SHA256, which protects Initial packets (RFC 9001, section 5.2).
     pub(crate) initial_suite: Suite,
     pub(crate) tap: Option<TapFactory>,
+    /// Whether connections are to other nodes, and not to relays by HTTP/3.
+    pub(crate) traversal: bool,
+    /// Networks in which addresses of peers are not refused.
+    pub(crate) near: Near,
     /// What stands behind the addresses the engine reports to tunnelled peers.
     pub(crate) directory: DirectorySlot,
 }
@@ -66,6 +75,7 @@ impl SessionConfig {
         Self {
             client: Arc::new(client),
             tap: None,
+            traversal: false,
             ..self.clone()
         }
     }
@@ -77,9 +87,15 @@ impl SessionConfig {
         connect: impl FnOnce(Vec<u8>) -> Result<Connection, rustls::Error>,
     ) -> Result<Session, rustls::Error> {
         let tap = self.tap.as_ref().map(|make| make(side));
+        let layer = self
+            .traversal
+            .then(|| Arc::new(Layer::new(side, self.near.clone())));
         let mut encoded = Vec::new();
         params.write(&mut encoded);
         let mut encoded = fewer_connection_ids(encoded);
+        if let Some(layer) = &layer {
+            layer.outgoing_parameters(&mut encoded);
+        }
         if let Some(tap) = &tap {
             tap.outgoing_parameters(&mut encoded);
         }
@@ -89,6 +105,7 @@ impl SessionConfig {
             told_handshake_data: false,
             initial_suite: self.initial_suite,
             side,
+            layer,
             tap,
             directory: self.directory.clone(),
             activity: Arc::default(),
@@ -158,6 +175,7 @@ struct Session {
     told_handshake_data: bool,
     initial_suite: Suite,
     side: Side,
+    layer: Option<Arc<Layer>>,
     tap: Option<Arc<dyn PacketTap>>,
     directory: DirectorySlot,
     activity: Arc<Activity>,
@@ -179,9 +197,25 @@ impl Session {
         }
     }
 
+    /// Whether HTTP/3 was chosen, and not anyreach.
+    fn is_h3(&self) -> bool {
+        let alpn = match &self.tls {
+            Tls::Handshake(inner) => inner.alpn_protocol(),
+            Tls::Finished(finished) => finished.alpn.as_deref(),
+        };
+        alpn == Some(tls::ALPN_H3)
+    }
+
+    /// NAT traversal, on connections between nodes. What a server has offered before it knew which
+    /// protocol the client chose is not offered then.
+    fn layer(&self) -> Option<&Arc<Layer>> {
+        self.layer.as_ref().filter(|_| !self.is_h3())
+    }
+
     fn one_rtt(&self, key: Box<dyn PacketKey>) -> Box<dyn PacketKey> {
         Box::new(OneRttKey {
             key,
+            layer: self.layer().cloned(),
             tap: self.tap.clone(),
             directory: self.directory.clone(),
             activity: self.activity.clone(),
@@ -219,11 +253,9 @@ impl crypto::Session for Session {
                     Tls::Handshake(inner) => finished::group(inner),
                     Tls::Finished(finished) => finished.group,
                 },
-                h3: match &self.tls {
-                    Tls::Handshake(inner) => inner.alpn_protocol(),
-                    Tls::Finished(finished) => finished.alpn.as_deref(),
-                } == Some(tls::ALPN_H3),
+                h3: self.is_h3(),
                 activity: self.activity.clone(),
+                layer: self.layer().cloned(),
             }) as Box<dyn Any>
         })
     }
@@ -287,17 +319,17 @@ impl crypto::Session for Session {
         let Some(encoded) = encoded else {
             return Ok(None);
         };
-        let mut rewritten;
-        let encoded = match &self.tap {
-            None => encoded,
-            Some(tap) => {
-                rewritten = encoded.to_vec();
-                tap.incoming_parameters(&mut rewritten).map_err(|reason| {
-                    TransportError::new(TransportErrorCode::TRANSPORT_PARAMETER_ERROR, reason)
-                })?;
-                &rewritten
-            }
+        let mut encoded = encoded.to_vec();
+        let illegal = |reason| {
+            TransportError::new(TransportErrorCode::TRANSPORT_PARAMETER_ERROR, reason)
         };
+        if let Some(tap) = &self.tap {
+            tap.incoming_parameters(&mut encoded).map_err(illegal)?;
+        }
+        match self.layer() {
+            Some(layer) => layer.incoming_parameters(&mut encoded).map_err(illegal)?,
+            None => Layer::withhold_parameters(&mut encoded),
+        }
         TransportParameters::read(self.side, &mut Cursor::new(encoded))
             .map(Some)
             .map_err(Into::into)

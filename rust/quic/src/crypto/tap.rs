@@ -1,9 +1,8 @@
-//! The tap: sees and may rewrite 1-RTT payloads just before they are sealed and just after
-//! they were opened, and the transport parameters on their way to and from TLS.
+//! Where 1-RTT payloads are in clear: just before they are sealed and just after they were opened.
 //!
-//! The engine speaks its own frame types for NAT traversal; the frames on the wire are those of
-//! draft-seemann-quic-nat-traversal-02. A tap is where one becomes the other. It is *not* a
-//! place for connection logic: it must be cheap, and leave alone whatever it cannot parse.
+//! Here the engine's NAT traversal becomes that of the draft (the [`Layer`]), made-up addresses
+//! become real ones, and acknowledgements that would do harm go. A [`PacketTap`] sees what is left
+//! of that, as it is on the wire, and may rewrite it: for tests and for looking at what is said.
 
 use std::sync::Arc;
 
@@ -15,9 +14,9 @@ use noq_proto::{
 };
 
 use super::activity::Activity;
-use crate::directory::DirectorySlot;
+use crate::{directory::DirectorySlot, traversal::Layer};
 
-/// Rewrites the packets of one connection.
+/// Sees, and may rewrite, the packets of one connection. It must be cheap.
 pub trait PacketTap: Send + Sync + 'static {
     /// Called with the encoded transport parameters this side is about to send.
     fn outgoing_parameters(&self, _encoded: &mut Vec<u8>) {}
@@ -44,6 +43,7 @@ pub type TapFactory = Arc<dyn Fn(Side) -> Arc<dyn PacketTap> + Send + Sync>;
 /// The key of 1-RTT packets, with what happens to them in clear.
 pub(super) struct OneRttKey {
     pub(super) key: Box<dyn PacketKey>,
+    pub(super) layer: Option<Arc<Layer>>,
     pub(super) tap: Option<Arc<dyn PacketTap>>,
     pub(super) directory: DirectorySlot,
     pub(super) activity: Arc<Activity>,
@@ -55,6 +55,9 @@ impl PacketKey for OneRttKey {
         let payload = &mut buf[header_len..end];
         self.activity.hushed.apply(payload);
         observed::correct(payload, |address| self.directory.correction(address));
+        if let Some(layer) = &self.layer {
+            layer.sealing(path_id, packet, payload);
+        }
         if let Some(tap) = &self.tap {
             tap.sealing(path_id, packet, payload);
         }
@@ -74,6 +77,9 @@ impl PacketKey for OneRttKey {
         self.activity.stir();
         if let Some(tap) = &self.tap {
             tap.opened(path_id, packet, payload);
+        }
+        if let Some(layer) = &self.layer {
+            layer.opened(payload);
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use rustls::{
 };
 
 use super::{SessionConfig, TapFactory};
-use crate::{Identity, PeerId, directory::DirectorySlot};
+use crate::{Identity, PeerId, directory::DirectorySlot, traversal::Near};
 
 /// The application protocol of connections between nodes.
 pub const ALPN: &[u8] = b"anyreach/1";
@@ -80,6 +80,8 @@ pub fn session_config(
         initial_suite: initial_suite(&crypto_provider())
             .ok_or_else(|| TlsError("no TLS_AES_128_GCM_SHA256".into()))?,
         tap,
+        traversal: true,
+        near: Near::default(),
         directory: DirectorySlot::default(),
     })
 }

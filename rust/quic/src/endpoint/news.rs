@@ -17,6 +17,7 @@ use crate::{
     reach::addresses_from_wire,
     steps::{Step, StepResult},
     throttle::{NEWS, Throttle},
+    traversal,
 };
 
 pub(super) struct News<'a> {
@@ -31,6 +32,7 @@ pub(super) struct News<'a> {
     silent: Option<Duration>,
     observed: bool,
     reach: bool,
+    candidates: bool,
     nat: bool,
 }
 
@@ -46,6 +48,7 @@ impl<'a> News<'a> {
             silent: None,
             observed: false,
             reach: connection.reach().is_some(),
+            candidates: false,
             nat: false,
         }
     }
@@ -122,6 +125,15 @@ impl<'a> News<'a> {
         journal.prepared(self.connection, prepared.request, result);
     }
 
+    /// Something has come of NAT traversal. A round is told at once, as it goes on meanwhile; that
+    /// rounds do not come too often is seen to where they begin.
+    pub(super) fn traversal(&mut self, news: traversal::News) {
+        self.candidates |= news.candidates;
+        if let Some(round) = news.round {
+            self.endpoint.0.journal.round(self.connection, round);
+        }
+    }
+
     /// Somebody looks for us. Told at once: whoever looks is about to call.
     pub(super) fn sought(&mut self, sought: &Sought, now: Instant) {
         if self.sought_throttle.take(now).is_ok() {
@@ -133,7 +145,7 @@ impl<'a> News<'a> {
 
     /// Tells what there is, or says when it may be told.
     pub(super) fn tell(&mut self, now: Instant) -> Option<Instant> {
-        if self.paths.is_none() && !self.observed && !self.reach && !self.nat {
+        if self.paths.is_none() && !self.observed && !self.reach && !self.candidates && !self.nat {
             return None;
         }
         if let Err(due) = self.throttle.take(now) {
@@ -145,6 +157,9 @@ impl<'a> News<'a> {
         }
         if std::mem::take(&mut self.nat) {
             journal.nat(self.connection);
+        }
+        if std::mem::take(&mut self.candidates) {
+            journal.candidates(self.connection);
         }
         if let Some(reason) = self.paths.take() {
             let silent = self.silent.take();

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyreach_net::Prefix;
 use anyreach_wire::control::{Find, FindStatus, Found, Nat, Sought};
 
 use super::Endpoint;
@@ -97,6 +98,15 @@ impl Endpoint {
         match self.0.directory.resolve(address) {
             Some(resolved) => format!("{} through a relay", resolved.remote),
             None => "a relay".to_owned(),
+        }
+    }
+
+    /// Networks in which addresses peers offer for NAT traversal are not refused although they are
+    /// private, in place of those given before. Loopback counts only if named itself.
+    pub fn set_near(&self, prefixes: impl IntoIterator<Item = Prefix>) {
+        self.0.near.set(prefixes);
+        for connection in self.connections() {
+            connection.near_changed();
         }
     }
 

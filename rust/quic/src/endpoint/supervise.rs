@@ -245,6 +245,7 @@ impl Endpoint {
                     }
                     None => break connection.engine().closed().await,
                 },
+                change = connection.traverse() => news.traversal(change),
                 () = wait_until(due), if due.is_some() => {}
                 () = steward.wait() => steward.look(&mut news),
                 // What the peer says of itself may make a path a relayed one.

@@ -1,4 +1,5 @@
-//! Ranges of IP addresses: what an operator allows or denies, and where clients come from.
+//! Ranges of IP addresses: what an operator allows or denies, where clients come from, and which
+//! networks are near.
 
 use std::{
     fmt,
@@ -55,6 +56,11 @@ impl Prefix {
         };
         // Both lengths are within their families.
         Self::new(ip, len).unwrap_or(Self { addr: ip, len })
+    }
+
+    /// The first address of the range.
+    pub fn first(self) -> IpAddr {
+        self.addr
     }
 
     /// Whether the range has this address.
