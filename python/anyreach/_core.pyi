@@ -328,9 +328,7 @@ class Reflection:
     """A datagram to ourselves on its way. Dropping it gives up."""
     @property
     def local_port(self) -> int: ...  # of the socket it was sent from
-    def poll(
-        self, bridge: Bridge, token: int
-    ) -> tuple[tuple[str, int] | None, int | None] | None:
+    def poll(self, bridge: Bridge, token: int) -> tuple[tuple[str, int] | None, int | None] | None:
         """(the source it arrived with, number of the tunnel it arrived through or None for the
         own socket); the source is None if it did not arrive in time."""
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 from anyreach import _core
 from anyreach.addresses import Scope, SocketAddress, scope_of
 from anyreach.candidates import CandidateKind, InterfaceAddress, LocalNetwork
-from anyreach.nat import NatReport, classify_mapping, revised
+from anyreach.nat import NatEvidence, NatReport, assess
 from anyreach.observed import ObservedAddresses
+from anyreach.reachability import Evidence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,13 @@ class LocalView:
         ip_mode: families the socket serves.
         policy: gathers candidates and chooses those to offer.
         network_changed: called when the interfaces have other addresses than at the last look.
+
+    Attributes:
+        observed: what peers say.
+        experiments: packets of the node to itself.
+        evidence: who and what came in from outside.
+        mapped: addresses of routers that lead here, by now.
+        bound: addresses of the socket.
     """
 
     def __init__(
@@ -46,7 +54,10 @@ class LocalView:
         network_changed: Callable[[], None],
     ) -> None:
         self.observed = ObservedAddresses()
-        self._bound = bound
+        self.experiments = NatEvidence()
+        self.evidence = Evidence()
+        self.mapped: Callable[[], tuple[SocketAddress, ...]] = tuple
+        self.bound = bound
         self._ip_mode = ip_mode
         self._policy = policy
         self._network_changed = network_changed
@@ -56,45 +67,61 @@ class LocalView:
         self._hosts: frozenset[tuple[str, int]] | None = None
         self._nat = NatReport()
 
-    def candidates(self, observed: tuple[SocketAddress, ...] = ()) -> tuple[Candidate, ...]:
-        """Own candidates, best first; ``observed`` ones as well, if given."""
-        return self._policy.gather(
-            LocalNetwork(self._bound, self._ip_mode, self._read_interfaces(), observed)
+    def candidates(
+        self,
+        observed: tuple[SocketAddress, ...] = (),
+        mapped: tuple[SocketAddress, ...] = (),
+        predicted: tuple[SocketAddress, ...] = (),
+    ) -> tuple[Candidate, ...]:
+        """Own candidates, best first: those of the host, and what is given."""
+        network = LocalNetwork(
+            self.bound, self._ip_mode, self._read_interfaces(), observed, mapped, predicted
         )
+        return self._policy.gather(network)
 
     def addresses(self) -> tuple[str, ...]:
         """Bound addresses, addresses of the host, and those enough peers agree on."""
         gathered = (c.address for c in self.candidates(self.observed.believed()))
-        return tuple(dict.fromkeys(map(str, (*self._bound, *gathered))))
+        return tuple(dict.fromkeys(map(str, (*self.bound, *gathered))))
 
     def offer(self) -> tuple[SocketAddress, ...]:
         """Addresses worth telling others; one peer's word is enough to try an address."""
-        candidates = self._policy.offer(self.candidates(self.observed.candidates()))
+        own = self.candidates(self.observed.candidates(), self.mapped())
+        candidates = self._policy.offer(own)
         # What peers see is what others can use; behind a NAT, host addresses rarely are.
         outside = [c.address for c in candidates if c.address.scope is Scope.GLOBAL]
         return tuple(dict.fromkeys((*outside, *(c.address for c in candidates))))
 
     def nat(self) -> NatReport:
-        """What the reports of the connected peers say about a NAT in front of the node.
+        """What peers and experiments say about a NAT in front of the node.
 
         What was known before, where they say nothing new; see :class:`NatReport`.
         """
         host = self._host_addresses()  # first: a change of network makes the last report void
         reports = self.observed.observations()
-        if not reports:
-            return self._nat
         seen = [(_plain(report.observer_address), _plain(report.address)) for report in reports]
         vouched = any(
             report.address.scope is Scope.GLOBAL and report.counts and own in host
             for report, (_, own) in zip(reports, seen, strict=True)
         )
         external = self.observed.candidates()
-        self._nat = NatReport(
-            mapping=revised(self._nat.mapping, classify_mapping(seen, host), vouched=vouched),
-            external_addresses=tuple(map(str, external)),
-            observers=tuple(map(self.observed.observers, external)),
+        self._nat = assess(
+            seen,
+            host,
+            before=self._nat,
+            experiments=self.experiments,
+            evidence=self.evidence,
+            vouched=vouched,
+            external=[(str(address), self.observed.observers(address)) for address in external],
+            on_link=self._read_interfaces(),
         )
         return self._nat
+
+    def forget(self) -> None:
+        """The node is somewhere else: what was found out about the NAT says nothing any more."""
+        self._nat = NatReport()
+        self.experiments = NatEvidence()
+        self.evidence = Evidence()
 
     @property
     def interfaces(self) -> tuple[InterfaceAddress, ...]:
@@ -129,6 +156,16 @@ class LocalView:
             self._hosts = frozenset(map(_plain, self.host_addresses()))
         return self._hosts
 
+    def look(self, *, moved: bool) -> None:
+        """Look at the interfaces at once; ``moved``: an address in use has gone, even if it is back
+        by now."""
+        self._read_at = -_FRESH_SECONDS
+        before = self._raw
+        self._read_interfaces()
+        if moved and self._raw == before:
+            self.forget()
+            self._network_changed()
+
     def _read_interfaces(self) -> tuple[InterfaceAddress, ...]:
         now = time.monotonic()
         if self._interfaces is not None and now - self._read_at < _FRESH_SECONDS:
@@ -141,7 +178,7 @@ class LocalView:
             changed = self._interfaces is not None and set(interfaces) != set(self._interfaces)
             self._raw, self._interfaces, self._hosts = raw, interfaces, None
             if changed:
-                self._nat = NatReport()
+                self.forget()
                 self._network_changed()
         return self._interfaces
 

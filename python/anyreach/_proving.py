@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from anyreach import _core
 from anyreach._local import from_core, to_core
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from anyreach.addresses import IpAddress, SocketAddress
     from anyreach.peer import PeerId
 
-__all__ = ["MAX_CONTACTS", "MAX_PROBES", "Contacts", "Proving"]
+__all__ = ["MAX_CONTACTS", "MAX_PROBES", "Contacts", "Proving", "has_contacted"]
 
 MAX_CONTACTS: Final = 4096
 """IP addresses remembered as contacted. One that was forgotten could only be taken for a
@@ -63,22 +63,52 @@ class Core(Protocol):
 
 
 class Contacts:
-    """IP addresses the node has sent something to, so that their answers prove nothing."""
+    """IP addresses the node has sent something to, so that their answers prove nothing.
 
-    __slots__ = ("_seen",)
+    Single ports are noted only where somebody means to find out what gets in from there.
+    """
+
+    __slots__ = ("_ports", "_seen")
 
     def __init__(self) -> None:
         self._seen: OrderedDict[IpAddress, None] = OrderedDict()
+        self._ports: OrderedDict[SocketAddress, None] = OrderedDict()
 
     def add(self, ip: IpAddress) -> None:
         """Something is sent to ``ip``."""
-        self._seen.pop(ip, None)
-        while len(self._seen) >= MAX_CONTACTS:
-            self._seen.popitem(last=False)
-        self._seen[ip] = None
+        _remember(self._seen, ip)
+
+    def add_port(self, address: SocketAddress) -> None:
+        """Something is sent to ``address``, from where things are sent to ourselves."""
+        self.add(address.ip)
+        _remember(self._ports, address)
+
+    def knows(self, address: SocketAddress) -> bool:
+        """Whether something was sent to this very port."""
+        return address in self._ports
 
     def __contains__(self, ip: object) -> bool:
         return ip in self._seen
+
+
+_T = TypeVar("_T")
+
+
+def _remember(known: OrderedDict[_T, None], entry: _T) -> None:
+    known.pop(entry, None)
+    while len(known) >= MAX_CONTACTS:
+        known.popitem(last=False)
+    known[entry] = None
+
+
+def has_contacted(contacts: Contacts, tunnel: Tunnel, version: int) -> bool:
+    """Whether what comes from our addresses at a relay comes from an IP address that the node has
+    sent something to before, from its own socket."""
+    remote = tunnel.core.remote
+    if remote is None:
+        return True  # behind a proxy; who knows
+    sources = {a.ip for a in tunnel.public if a.version == version}
+    return any(ip in contacts for ip in (*sources, from_core(*remote).ip))
 
 
 class Proving:
@@ -106,7 +136,6 @@ class Proving:
         self._local = local
         self._contacts = contacts
         self._changed = changed
-        self._evidence = Evidence()
         # Through whom each address was probed, as often as it was.
         self._probed: dict[SocketAddress, list[PeerId]] = {}
         self._probes: dict[asyncio.Task[None], SocketAddress] = {}
@@ -121,7 +150,7 @@ class Proving:
                 on_link=self._local.interfaces,
                 udp_blocked=udp_blocked,
             ),
-            self._evidence,
+            self._local.evidence,
         )
 
     def arrived(self, core: _core.Connection) -> None:
@@ -132,17 +161,17 @@ class Proving:
         remote = from_core(*path.remote)
         if remote.ip not in self._contacts:
             now = asyncio.get_running_loop().time()
-            self._evidence = self._evidence.with_inbound(Inbound(remote, now))
+            self._local.evidence = self._local.evidence.with_inbound(Inbound(remote, now))
 
     def address_gone(self, address: SocketAddress) -> None:
         """Nobody sees the node at ``address`` any more: what was proved there is void."""
         self._probed.pop(address, None)
         self._cancel(address)
-        self._evidence = self._evidence.without(6 if address.version == 6 else 4)
+        self._local.evidence = self._local.evidence.without(6 if address.version == 6 else 4)
 
     def network_changed(self) -> None:
         """The node is somewhere else."""
-        self._evidence = Evidence()
+        self._local.evidence = Evidence()
         self._probed.clear()
         for address in set(self._probes.values()):
             self._cancel(address)
@@ -189,7 +218,7 @@ class Proving:
 
     async def _probe(self, relay: PeerId, tunnel: Tunnel, external: SocketAddress) -> None:
         # Looked at before the packet may come back: its answer is sent to the relay.
-        contacted = self._has_contacted(tunnel, external)
+        contacted = has_contacted(self._contacts, tunnel, external.version)
         dial = self._core.dial(
             to_core(external), external.port, None, PROBE_SECONDS, via=tunnel.core, relayed=False
         )
@@ -202,23 +231,18 @@ class Proving:
             dial.cancel()
         if reason in ("closed", "cancelled"):
             return  # the tunnel went
+        arrived = reason == "self"
+        if arrived and any(self._contacts.knows(bound) for bound in tunnel.public):
+            return  # it was asked for
         probe = SelfProbe(
             6 if external.version == 6 else 4,
             relay,
             # Nobody else has this node's key: who answers as this node is this node.
-            arrived=reason == "self",
+            arrived=arrived,
             at=asyncio.get_running_loop().time(),
             contacted=contacted,
         )
-        self._evidence = self._evidence.with_probe(probe)
+        self._local.evidence = self._local.evidence.with_probe(probe)
         if not probe.arrived and not tunnel.ended:
             self._start(relay, tunnel, external)
         self._changed()
-
-    def _has_contacted(self, tunnel: Tunnel, external: SocketAddress) -> bool:
-        """Whether the probe comes from an IP address we have sent something to before."""
-        remote = tunnel.core.remote
-        if remote is None:
-            return True  # behind a proxy; who knows
-        sources = {a.ip for a in tunnel.public if a.version == external.version}
-        return any(ip in self._contacts for ip in (*sources, from_core(*remote).ip))

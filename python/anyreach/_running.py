@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from anyreach._assembly import make_endpoint, proxies, rejected
 from anyreach._bridge import current_bridge
 from anyreach._diagnosis import Diagnosis
+from anyreach._improving import Improving
 from anyreach._live import Live
 from anyreach._local import LocalView, from_core
-from anyreach._port_mapping import PortMapper, behind_nat
+from anyreach._outside import Outside
+from anyreach._port_mapping import PortMapper
 from anyreach._proving import Contacts
 from anyreach._relay_service import RelayService
 from anyreach._relaying import Relaying
 from anyreach._tunnels import Tunnels
-from anyreach._upgrades import Upgrades
 from anyreach._way import Way
 from anyreach._ways import Ways
 from anyreach.address_book import AddressBook
@@ -26,9 +28,8 @@ from anyreach.carriers import network_key
 from anyreach.connection import Connection
 from anyreach.dialer import Dialer
 from anyreach.errors import ForkError, NodeClosed
-from anyreach.events import Connected, Disconnected, ExternalAddress, Nat, Ready
+from anyreach.events import Connected, Disconnected, Ready
 from anyreach.known_peers import KnownPeers
-from anyreach.offers import Neighbourhood, acceptable
 from anyreach.peer import PeerId, Ticket
 
 if TYPE_CHECKING:
@@ -36,13 +37,11 @@ if TYPE_CHECKING:
 
     from anyreach import _core
     from anyreach._tunnels import Tunnel
-    from anyreach.addresses import SocketAddress
     from anyreach.config import P2pConfig
     from anyreach.errors import Attempt
     from anyreach.events import Event
     from anyreach.identity import Identity
     from anyreach.metrics import NodeMetrics, Recorder
-    from anyreach.observed import ObservationChange
     from anyreach.peer import PeerAddress
 
 __all__ = ["Running"]
@@ -116,7 +115,7 @@ class Running:
             allow_tls_inspection=config.allow_tls_inspection,
             network=lambda: network_key(self.local.interfaces),
             used=self._carries_connections,
-            changed=lambda _: self._relaying.tunnels_changed(),
+            changed=lambda _: self._tunnels_changed(),
             contacts=contacts,
             recorder=recorder,
         )
@@ -147,13 +146,16 @@ class Running:
             relayed=config.relay_fallback,
             delay=config.attempt_delay,
         )
-        self._upgrades = Upgrades(
+        self._improving = Improving(
+            config,
             self._endpoint,
             self._bridge.wait,
-            direct=config.direct,
-            grace=0 if config.prefer == "fast" else config.direct_grace,
-            timeout=config.handshake_timeout,
+            tunnels=self._tunnels,
+            local=self.local,
             contacts=contacts,
+            recorder=recorder,
+            emit=emit,
+            probed=self._probed,
         )
         self._dialer = Dialer(
             self.me,
@@ -169,14 +171,14 @@ class Running:
             recorder=recorder,
             contacts=contacts,
             ways=ways,
-            upgrades=self._upgrades,
+            upgrades=self._improving.upgrades,
         )
         self._dialer.known_failures = self._known.failures
         self._mapper = PortMapper(
             self._endpoint,
             self._bridge.wait,
             enabled=config.port_mapping and config.direct,
-            changed=self._relaying.changed,
+            changed=self._mapping_changed,
             recorder=recorder,
         )
         self.local.mapped = lambda: self._mapper.addresses
@@ -192,8 +194,15 @@ class Running:
             relaying=self._relaying,
             mapper=self._mapper,
         )
-        self._nat = self.local.nat()
-        self._nat_is_stale = False
+        self._outside = Outside(
+            self._endpoint,
+            self.local,
+            relaying=self._relaying,
+            improving=self._improving,
+            mapper=self._mapper,
+            emit=emit,
+            recorder=recorder,
+        )
 
     def begin(self) -> None:
         """Start the background tasks. The first event is told at once."""
@@ -202,6 +211,8 @@ class Running:
         self._spawn(self._watch(), "anyreach-events")
         self._spawn(self._relaying.run(), "anyreach-relaying")
         self._spawn(self._tunnels.run(), "anyreach-tunnels")
+        for job, name in self._improving.jobs():
+            self._spawn(job, name)
         self._known.expect(self._config.known_peers)
         for entry in self._config.known_peers:
             self._spawn(self._known.keep(entry), f"anyreach-known-peer {entry}")
@@ -211,7 +222,7 @@ class Running:
         watcher = {task for task in self._tasks if task.get_name() == "anyreach-events"}
         await self._stop(self._tasks - watcher)
         await self._dialer.close()
-        await self._upgrades.end()
+        await self._improving.end()
         await self._mapper.end()
         await self._tunnels.end(self._close_connections)
         self._endpoint.close(NODE_CLOSED, _PARTING)
@@ -237,7 +248,7 @@ class Running:
     def _drop(self) -> None:
         for task in self._tasks:
             task.cancel()
-        self._upgrades.abandon()
+        self._improving.abandon()
         self._mapper.abandon()
         self._tunnels.abandon()
 
@@ -333,6 +344,20 @@ class Running:
         self._relaying.network_changed()
         self._mapper.network_changed()
         self._tunnels.network_changed()
+        self._improving.network_changed()
+
+    def _tunnels_changed(self) -> None:
+        self._relaying.tunnels_changed()
+        self._improving.tunnels_changed()
+
+    def _mapping_changed(self) -> None:
+        self._relaying.changed()
+        self._improving.own_news()
+
+    def _probed(self) -> None:
+        self._outside.changed()
+        self._outside.tell()
+        self._relaying.changed()
 
     def _is_connected(self, peer_id: PeerId) -> bool:
         return any(
@@ -352,7 +377,7 @@ class Running:
                 self._handle(event)
                 if number % _TURN == 0:
                     await asyncio.sleep(0)
-            self._tell_nat()
+            self._outside.tell()
             if len(batch) >= _LOSSY_BATCH:
                 await self._reconcile()
 
@@ -366,13 +391,21 @@ class Running:
                 self._leave(core, reason)
             case ("observed", core, path_id, ip, port, seconds):
                 self._recorder.observed(seconds)
-                self._observed(core, path_id, from_core(ip, port))
+                live = self._live.get(core.id)
+                if live is not None:
+                    address, now = from_core(ip, port), self._loop.time()
+                    self._outside.observed(live.peer_id, core, path_id, address, now)
             case ("path", core, _, silent):
                 if silent is not None:
                     self._recorder.failed_over(silent)
-                self._paths_changed(core)
+                self._paths_changed(core, failed_over=silent is not None)
             case ("reach", core):
                 self._reach_changed(core)
+            case ("network", reason):
+                logger.info("the addresses of this host have changed: %s", reason)
+                self.local.look(moved=reason == "source-gone")
+            case _:
+                self._improving.handle(event)
 
     def _won(self, core: _core.Connection, seconds: float, attempts: tuple[Attempt, ...]) -> None:
         connection = self._adopt(core, seconds)
@@ -390,6 +423,7 @@ class Running:
 
     def _enter(self, core: _core.Connection, seconds: float | None = None) -> Live:
         live = self._live[core.id] = Live(core)
+        live.connection._account = partial(self._improving.account, core)
         course = live.course
         if seconds is None and core.outbound and course is not None:
             seconds = self._dialer.elapsed(live.peer_id, course.remote)
@@ -412,6 +446,7 @@ class Running:
         )
         self._known.arrived(live.peer_id)
         self._relaying.arrived(core, known=self._known.is_known(live.peer_id))
+        self._improving.entered(core)
         return live
 
     def _leave(self, core: _core.Connection, reason: str) -> None:
@@ -421,66 +456,22 @@ class Running:
         totals = core.stats()
         self._recorder.ended(core.id, totals["sent_bytes"], totals["received_bytes"])
         self._emit(Disconnected(live.peer_id, reason))
-        self._upgrades.ended(core.id)
+        self._improving.ended(core.id)
         if all(other.peer_id != live.peer_id for other in self._live.values()):
-            self._believe(self.local.observed.remove(live.peer_id))
+            self._outside.left(live.peer_id)
             self._relaying.left(live.peer_id)
-
-    def _observed(self, core: _core.Connection, path_id: int, address: SocketAddress) -> None:
-        live = self._live.get(core.id)
-        path = next((path for path in core.paths() if path.id == path_id), None)
-        # What a peer sees through a relay is the relay's address, not ours.
-        if live is None or path is None or path.method == "relayed":
-            return
-        observer = from_core(*path.remote)
-        self._believe(
-            self.local.observed.report(live.peer_id, observer, address, self._loop.time())
-        )
-
-    def _believe(self, changes: tuple[ObservationChange, ...]) -> None:
-        told: set[SocketAddress] = set()
-        for change in changes:
-            if change.kind == "withdrawn":
-                self._relaying.address_gone(change.address)
-            if change.kind == "believed":
-                self._recorder.candidate("observed", "believed")
-            if change.kind != "withdrawn" and change.address not in told:
-                told.add(change.address)  # adopted and believed by one report is one event
-                self._emit(ExternalAddress(str(change.address), change.observers))
-        if told or any(change.kind == "withdrawn" for change in changes):
-            # Clients of the relay are told where their bound addresses are.
-            self._endpoint.set_external_addresses(
-                [str(a.ip) for a in self.local.observed.candidates()]
-            )
-        self._nat_is_stale = True
-        if behind_nat(self.local.observed.candidates(), self.local.host_addresses()):
-            self._mapper.found_nat()
-        self._relaying.changed()
 
     def _reach_changed(self, core: _core.Connection) -> None:
         """A peer told where it is to be reached; of use where data goes through a relay."""
-        reach = core.reach
-        if reach is None or not core.outbound:
-            return
-        direct, bound = reach
-        around = Neighbourhood(None, self.local.external, self.local.interfaces)
+        bound = () if core.reach is None else core.reach[1]
         ways = [
             Way(from_core(*address), relay=PeerId(relay))
             for relay, addresses in bound
             for address in addresses
         ]
-        self._upgrades.begin(core, acceptable((from_core(*a) for a in direct), None, around), ways)
+        self._improving.reach_changed(core, ways)
 
-    def _tell_nat(self) -> None:
-        """Tell what the latest reports say about a NAT, if it is something else than before."""
-        if not self._nat_is_stale:
-            return
-        self._nat_is_stale = False
-        before, self._nat = self._nat, self.local.nat()
-        if (before.mapping, before.filtering) != (self._nat.mapping, self._nat.filtering):
-            self._emit(Nat(self._nat.mapping, self._nat.filtering))
-
-    def _paths_changed(self, core: _core.Connection) -> None:
+    def _paths_changed(self, core: _core.Connection, *, failed_over: bool = False) -> None:
         live = self._live.get(core.id)
         if live is None:
             return
@@ -489,7 +480,7 @@ class Running:
         before = live.course
         change = live.follow(paths)
         if paths:  # else the next ones tell more
-            self._upgrades.changed(core)
+            self._improving.paths_changed(core, failed_over=failed_over)
         if change is None or before is None or live.course is None:
             return
         if live.course.method != "relayed":

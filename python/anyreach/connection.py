@@ -126,7 +126,7 @@ class Connection:
     def __init__(self, core: _core.Connection) -> None:
         self._core: Final = core
         # Set by the node, which keeps the log.
-        self._account: Callable[[], Account] | None = None
+        self._account: Callable[[tuple[Path, ...]], Account] | None = None
         self._attempts: tuple[Attempt, ...] = ()
         self._rates = _Rates()
         self._next_kind = True
@@ -215,7 +215,7 @@ class Connection:
             return explain(
                 Account(str(self.peer_id), outbound=self._core.outbound, paths=self.paths)
             )
-        return explain(self._account())
+        return explain(self._account(self.paths))
 
     async def _path_changes(self, seen: int) -> AsyncIterator[PathChange]:
         bridge = current_bridge()

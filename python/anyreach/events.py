@@ -21,6 +21,7 @@ __all__ = [
     "KnownPeerState",
     "Nat",
     "PathChanged",
+    "Punch",
     "Ready",
     "Relay",
 ]
@@ -113,11 +114,16 @@ class Nat(Event):
         mapping: ``"none"``, ``"endpoint-independent"``, ``"address-dependent"``,
             ``"address-and-port-dependent"`` or ``"unknown"``.
         filtering: the same words.
+        ports: how external ports are chosen: ``"preserving"``, ``"sequential"``, ``"random"`` or
+            ``"unknown"``.
+        step: from one port to the next, if they are sequential, else 0.
     """
 
     event: ClassVar[str] = "nat"
     mapping: str
     filtering: str
+    ports: str = "unknown"
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +170,30 @@ class Connected(Event):
     rtt_ms: float
     group: str
     relay: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Punch(Event):
+    """A round of punching is over, of a connection this node has dialed.
+
+    Attributes:
+        peer_id: the peer.
+        method: ``"simple"``, ``"predict"``, ``"pool"`` or ``"spray"``; see
+            :class:`anyreach.explain.PunchAttempt`.
+        result: ``"direct"``: it made a path; ``"failed"``; ``"refused"``: a limit of this node or
+            the peer did not let it begin.
+        ms: how long it took.
+        remote: ``ip:port`` of the path, if there is one.
+        reason: one sentence for people.
+    """
+
+    event: ClassVar[str] = "punch"
+    peer_id: PeerId
+    method: Literal["simple", "predict", "pool", "spray"]
+    result: Literal["direct", "failed", "refused"]
+    ms: float
+    remote: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

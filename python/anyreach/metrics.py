@@ -37,6 +37,9 @@ OBSERVED_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 FAILOVER_BUCKETS = (0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds. A dead path is noticed after 150 ms at the least; 30 s without data is a lost line."""
 
+ROUND_RESULTS = ("direct", "failed", "refused")
+"""How a round of punching can end."""
+
 ROLES = ("relay", "client")
 """Sides of a tunnel this node may be on: carrying packets for others, or having them carried."""
 
@@ -75,8 +78,9 @@ class NodeMetrics:
         candidate_pairs_total: pairs of a local and a remote address by what became of them:
             ``kept``, ``cross_family``, ``scope`` or ``limit``.
         candidates_total: remote addresses by ``(source, outcome)``. Sources: ``given`` (by the
-            caller or a ticket), ``dns``, ``remembered``; outcomes: ``connected``, ``failed``,
-            ``cancelled`` (another was faster), ``unused`` (never tried), ``family``. Own
+            caller or a ticket), ``dns``, ``remembered``, ``peer`` (told for punching); outcomes:
+            ``connected``, ``failed``, ``cancelled`` (another was faster), ``unused`` (never
+            tried), ``family``. Own
             addresses that peers reported: source ``observed``, outcome ``reported`` for each
             report and ``believed`` each time an address became believed.
         observed_address_seconds: from the start of a path, or a change of its address, to the
@@ -86,6 +90,8 @@ class NodeMetrics:
             ``received``.
         path_switches_total: changes of the path data takes, by ``(from, to, reason)``: methods of
             the old and the new path, and ``better``, ``failover`` or ``roamed``.
+        punch_rounds_total: rounds of punching this node began, by result: ``direct``, ``failed`` or
+            ``refused``.
         failover_seconds: from the last sign of life of a path that died to data on another one.
         relay_bytes_total: UDP payload bytes inside tunnels by ``(role, direction)``. Role
             ``relay``: carried for others, ``received`` from them and ``sent`` to them through
@@ -106,6 +112,7 @@ class NodeMetrics:
     rejected_total: Mapping[str, int]
     bytes_total: Mapping[tuple[str, str], int]
     path_switches_total: Mapping[tuple[str, str, str], int]
+    punch_rounds_total: Mapping[str, int]
     failover_seconds: Histogram
     relay_bytes_total: Mapping[tuple[str, str], int]
     relay_sessions: int
@@ -160,6 +167,7 @@ class Recorder:
     _bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
     _paths: dict[int, dict[int, _PathBytes]] = field(default_factory=dict)
     _switches: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    _rounds: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(ROUND_RESULTS, 0)))
     _failover: _MutableHistogram = field(
         default_factory=lambda: _MutableHistogram(FAILOVER_BUCKETS)
     )
@@ -218,6 +226,10 @@ class Recorder:
         """Count a change of the path data takes, from one method to another or the same."""
         self._switches[before, after, reason] += 1
 
+    def punch_round(self, result: str) -> None:
+        """Count a round of punching that is over."""
+        self._rounds[result] += 1
+
     def failed_over(self, seconds: float) -> None:
         """Count a failover that took ``seconds``."""
         self._failover.observe(seconds)
@@ -263,6 +275,7 @@ class Recorder:
             rejected_total=_frozen(rejected),
             bytes_total=_frozen({**byte_series, **self._bytes}),
             path_switches_total=_frozen(self._switches),
+            punch_rounds_total=_frozen(self._rounds),
             failover_seconds=self._failover.snapshot(),
             relay_bytes_total=_frozen(self._relay_bytes),
             relay_sessions=relay_sessions,
@@ -349,6 +362,13 @@ def exposition(metrics: NodeMetrics) -> str:
             ({"from": before, "to": after, "reason": reason}, n)
             for (before, after, reason), n in metrics.path_switches_total.items()
         ],
+    )
+    _simple(
+        out,
+        "anyreach_punch_rounds_total",
+        "counter",
+        "Rounds of punching this node began, by result.",
+        [({"result": r}, n) for r, n in metrics.punch_rounds_total.items()],
     )
     _family(
         out,

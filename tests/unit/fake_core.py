@@ -47,6 +47,8 @@ class FakePath:
     age: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
+    lost_packets: int = 0
+    congestion_window: int = 12_000
     mtu: int = 1452
     observed: tuple[str, int] | None = None
 
@@ -99,6 +101,23 @@ class FakeConnection:
     answer: asyncio.Future[bool] | None = None
     questions: list[FakeFind] = field(default_factory=list)
     standing: tuple[str, dict[str, Any]] | None = None
+    reach: tuple[Addresses, list[tuple[bytes, Addresses]]] | None = None
+    can_punch: bool = False
+    peer_nat: tuple[str, str, str, int] | None = None
+    peer_candidates: Addresses = field(default_factory=list)
+    candidates: list[Addresses] = field(default_factory=list)
+    near: tuple[str, ...] = ()
+    rounds: list[tuple[list[tuple[tuple[str, int], tuple[str, int]]], int, float]] = field(
+        default_factory=list
+    )
+    refuses: str | None = None
+    opened: list[tuple[Addresses, int]] = field(default_factory=list)
+    steps: list[tuple[str, Addresses, int]] = field(default_factory=list)
+    results: list[tuple[int, bool, Addresses]] = field(default_factory=list)
+    sprays: list[FakeSpray] = field(default_factory=list)
+    pools: list[FakePool] = field(default_factory=list)
+    ranked: list[list[tuple[int, int]]] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)
 
     def poll_answers(self, *_: object) -> None:
         raise AssertionError("the fake waiter looks at the answer instead")
@@ -108,7 +127,6 @@ class FakeConnection:
         self.answer.set_result(answer)
 
     first_path = None
-    reach = None
     relay_load: float | None = None
 
     def paths(self) -> list[FakePath]:
@@ -131,8 +149,92 @@ class FakeConnection:
         self.standing = status, answer
         return self
 
+    # NAT traversal
+
+    def set_candidates(self, candidates: Sequence[tuple[str, int]]) -> None:
+        self.candidates.append(list(candidates))
+
+    def allow_near(self, prefixes: Sequence[str]) -> None:
+        self.near = tuple(prefixes)
+
+    def start_round(
+        self,
+        pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]],
+        *,
+        opener_ttl: int = 0,
+        hold: float = 0,
+    ) -> int:
+        if self.refuses is not None:
+            raise _core.DialFailed(self.refuses, "no", None)
+        self.rounds.append((list(pairs), opener_ttl, hold))
+        return len(self.rounds)
+
+    def openers(self, addresses: Sequence[tuple[str, int]], ttl: int) -> int:
+        self.opened.append((list(addresses), ttl))
+        return len(addresses)
+
+    def prepare(self, method: str, addresses: Sequence[tuple[str, int]], count: int) -> int:
+        self.steps.append((method, list(addresses), count))
+        return len(self.steps)
+
+    def prepared(self, id: int, ok: bool, addresses: Sequence[tuple[str, int]]) -> None:  # noqa: A002
+        self.results.append((id, ok, list(addresses)))
+
+    def spray(self, ip: str, count: int, seconds: float) -> _core.Spray:
+        assert seconds > 0
+        spray = FakeSpray(ip, count)
+        self.sprays.append(spray)
+        return cast("_core.Spray", spray)
+
+    def pool(self, ip: str, port: int, count: int) -> _core.Pool:
+        pool = FakePool((ip, port), count)
+        self.pools.append(pool)
+        return cast("_core.Pool", pool)
+
+    def punch_stats(self) -> dict[str, int]:
+        return {"rounds": len(self.rounds), "refused_private": 0}
+
+    # Ranking
+
+    def rank_paths(self, ranks: Sequence[tuple[int, int]]) -> None:
+        self.ranked.append(list(ranks))
+
+    def close_path(self, id: int) -> bool:  # noqa: A002
+        self.closed.append(id)
+        return True
+
     def core(self) -> _core.Connection:
         return cast("_core.Connection", self)
+
+
+class FakeSpray(FakeAttempt):
+    """Packets to random ports."""
+
+    def __init__(self, ip: str, count: int) -> None:
+        super().__init__()
+        self.ip = ip
+        self.count = count
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@dataclass(eq=False)
+class FakePool:
+    """Sockets towards one address."""
+
+    address: tuple[str, int]
+    size: int
+    adopted: list[tuple[tuple[str, int], tuple[str, int]]] = field(default_factory=list)
+    refreshed: int = 0
+    closed: bool = False
+
+    def refresh(self) -> None:
+        self.refreshed += 1
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FakeDial(FakeAttempt):
@@ -172,6 +274,7 @@ class FakePathAttempt:
     via: FakeTunnel | None
     relayed: bool
     standby: bool
+    proved: bool = False
     attempt: FakeAttempt = field(default_factory=FakeAttempt)
 
 
@@ -278,11 +381,12 @@ class FakeEndpoint:
         via: _core.Tunnel | None,
         relayed: bool,
         standby: bool,
+        proved: bool = False,
     ) -> _core.PathAttempt:
         assert connection.close_reason is None
         assert timeout > 0
         tunnel = cast("FakeTunnel | None", via)
-        path = FakePathAttempt(f"{ip} {port}", tunnel, relayed, standby)
+        path = FakePathAttempt(f"{ip} {port}", tunnel, relayed, standby, proved)
         self.paths.append(path)
         return cast("_core.PathAttempt", path.attempt)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 from anyreach.addresses import SocketAddress
 from anyreach.candidates import InterfaceAddress
-from anyreach.nat import NatReport
+from anyreach.nat import NatEvidence, NatReport
+from anyreach.reachability import Evidence
 
 if TYPE_CHECKING:
     from anyreach._local import LocalView
@@ -37,6 +38,8 @@ class FakeLocal:
     report: NatReport = field(default_factory=NatReport)
     observed: FakeObserved = field(default_factory=FakeObserved)
     interfaces: tuple[InterfaceAddress, ...] = ()
+    evidence: Evidence = field(default_factory=Evidence)
+    experiments: NatEvidence = field(default_factory=NatEvidence)
 
     @classmethod
     def at(cls, *hosts: str, seen: tuple[str, ...] = ()) -> FakeLocal:

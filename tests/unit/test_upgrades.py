@@ -1,4 +1,4 @@
-"""How a relayed connection gets a direct path, and a relayed one a spare."""
+"""How long connect() waits for a direct path, and what else a relayed connection gets."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import asyncio
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from anyreach._paths import has_direct
 from anyreach._proving import Contacts
-from anyreach._upgrades import MAX_DIRECT, Upgrades
+from anyreach._punching import Punching
+from anyreach._upgrades import Upgrades
 from anyreach._way import Way
 from anyreach.addresses import SocketAddress
+from anyreach.candidates import MAX_CANDIDATES
 from anyreach.errors import ConnectionLost
 from anyreach.peer import PeerId
 
@@ -34,6 +37,37 @@ def direct(number: int = 5, *, current: bool = True) -> FakePath:
     return FakePath(number, (DIRECT.host, DIRECT.port), current=current)
 
 
+class FakePunching:
+    """Shaped like :class:`anyreach._punching.Punching`: a direct path may come, or not."""
+
+    def __init__(self) -> None:
+        self.possible = True
+        self.over = asyncio.Event()
+        self.begun: list[int] = []
+        self.told = 0
+        self.ends: list[int] = []
+
+    def begin(self, core: Any) -> None:
+        self.begun.append(core.id)
+
+    def paths_changed(self, core: Any) -> None:
+        self.told += 1
+        if has_direct(core):
+            self.over.set()
+
+    def is_open(self, core: Any) -> bool:
+        return self.possible and core.id in self.begun and not self.over.is_set()
+
+    async def settled(self, _: Any) -> None:
+        await self.over.wait()
+
+    def ended(self, connection_id: int) -> None:
+        self.ends.append(connection_id)
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        return []
+
+
 @dataclass
 class Rig:
     """Upgrades on a fake endpoint, and a connection that goes through a relay."""
@@ -42,6 +76,7 @@ class Rig:
     wants_direct: bool = True
     endpoint: FakeEndpoint = field(default_factory=FakeEndpoint)
     contacts: Contacts = field(default_factory=Contacts)
+    punching: FakePunching = field(default_factory=FakePunching)
     connection: FakeConnection = field(
         default_factory=lambda: FakeConnection(id=7, route=[relayed()])
     )
@@ -50,6 +85,7 @@ class Rig:
         self.upgrades = Upgrades(
             self.endpoint,
             self.endpoint.wait,
+            punching=cast("Punching", self.punching),
             direct=self.wants_direct,
             grace=self.grace,
             timeout=10.0,
@@ -66,10 +102,13 @@ class Rig:
         assert len(self.endpoint.paths) == count
         return self.endpoint.paths
 
-    async def succeed(self, attempt: FakePathAttempt, *route: FakePath) -> None:
+    def becomes(self, *route: FakePath) -> None:
         self.connection.route = list(route)
-        attempt.attempt.outcome.set_result(route[0].id)
         self.upgrades.changed(self.connection.core())
+
+    async def succeed(self, attempt: FakePathAttempt, *route: FakePath) -> None:
+        attempt.attempt.outcome.set_result(route[0].id)
+        self.becomes(*route)
         await settle()
 
     async def fail_all(self, reason: str = "handshake-timeout") -> None:
@@ -90,11 +129,11 @@ async def waited(rig: Rig) -> float:
     return now() - begun
 
 
-# Looking
+# Dialing
 
 
 @in_virtual_time
-async def test_all_addresses_are_tried_at_once_and_the_spare_beside_them() -> None:
+async def test_what_was_being_dialed_is_tried_once_more_and_the_spare_beside_it() -> None:
     rig = Rig()
     other = SocketAddress.of("2001:db8::9", 9000)
     rig.begin(DIRECT, other, ways=(SPARE,))
@@ -104,79 +143,37 @@ async def test_all_addresses_are_tried_at_once_and_the_spare_beside_them() -> No
         ("2001:db8::9 9000", False, False, None),
         ("198.51.100.2 5000", True, True, None),
     }
+    assert not any(path.proved for path in tried)
     assert all(ip_address(ip) in rig.contacts for ip in ("192.0.2.9", "2001:db8::9"))
     await rig.upgrades.end()
 
 
 @in_virtual_time
-async def test_failures_are_repeated_ever_more_rarely() -> None:
-    rig = Rig()
-    rig.begin(DIRECT)
-    pauses, failed_at = [], now()
-    for count in range(1, 9):
-        async with asyncio.timeout(100):
-            while len(rig.endpoint.paths) < count:  # noqa: ASYNC110 (nobody tells)
-                await asyncio.sleep(0.01)
-        pauses.append(now() - failed_at)
-        await asyncio.sleep(1)
-        await rig.fail_all()
-        failed_at = now()
-    assert pauses == pytest.approx([0, 5, 10, 20, 40, 60, 60, 60], abs=0.1)
-    await rig.upgrades.end()
-
-
-@in_virtual_time
-async def test_path_events_that_bring_nothing_do_not_hurry() -> None:
+async def test_addresses_that_did_not_answer_are_left_to_punching() -> None:
     rig = Rig()
     rig.begin(DIRECT)
     await rig.attempts(1)
     await rig.fail_all()
-    for _ in range(20):
-        rig.upgrades.changed(rig.connection.core())
-        await settle()
+    for _ in range(10):
+        rig.begin(DIRECT)
+        await asyncio.sleep(100)
     await rig.attempts(1)
-    await rig.upgrades.end()
-
-
-@in_virtual_time
-async def test_news_of_the_peer_are_tried_at_once() -> None:
-    rig = Rig()
-    rig.begin(DIRECT)
-    await rig.attempts(1)
-    await rig.fail_all()
-    begun = now()
+    assert rig.punching.begun == [7] * 11
     rig.begin(SocketAddress.of("192.0.2.10", 9000))
-    tried = await rig.attempts(3)
-    assert now() == pytest.approx(begun, abs=0.01)
-    assert [path.address for path in tried[1:]] == ["192.0.2.10 9000", "192.0.2.9 9000"]
+    assert (await rig.attempts(2))[1].address == "192.0.2.10 9000"
     await rig.upgrades.end()
 
 
 @in_virtual_time
-async def test_a_direct_path_ends_the_search_and_its_loss_begins_another() -> None:
+async def test_a_peer_that_answered_a_dial_is_dialed_again_when_that_path_is_lost() -> None:
     rig = Rig()
-    rig.begin(DIRECT)
-    (first,) = await rig.attempts(1)
-    await rig.succeed(first, direct(), relayed(current=False))
+    rig.begin()
+    await settle()
+    rig.becomes(direct(), relayed(current=False))
     await asyncio.sleep(600)
-    await rig.attempts(1)
-    rig.connection.route = [relayed()]
-    begun = now()
-    rig.upgrades.changed(rig.connection.core())
-    await rig.attempts(2)
-    assert now() == pytest.approx(begun, abs=0.01)
-    await rig.upgrades.end()
-
-
-@in_virtual_time
-async def test_soon_after_a_loss_the_pauses_are_short() -> None:
-    rig = Rig()
-    rig.begin(DIRECT)
-    (first,) = await rig.attempts(1)
-    await rig.succeed(first, direct(), relayed(current=False))
-    rig.connection.route = [relayed()]
-    rig.upgrades.changed(rig.connection.core())
-    begun, count = now(), 1
+    await rig.attempts(0)
+    rig.becomes(relayed())
+    begun, count = now(), 0
     started = []
     while now() < begun + 120:
         await asyncio.sleep(0.05)
@@ -184,7 +181,9 @@ async def test_soon_after_a_loss_the_pauses_are_short() -> None:
             count = len(rig.endpoint.paths)
             started.append(now() - begun)
             await rig.fail_all()
+    assert {path.address for path in rig.endpoint.paths} == {"192.0.2.9 9000"}
     within = [at for at in started if at < 60]
+    assert within[0] == pytest.approx(0, abs=0.1)
     assert max(b - a for a, b in pairwise(within)) < 1.2
     assert len(within) > 50
     assert len(started) - len(within) < 6
@@ -192,18 +191,28 @@ async def test_soon_after_a_loss_the_pauses_are_short() -> None:
 
 
 @in_virtual_time
+async def test_a_punched_path_is_no_reason_to_dial() -> None:
+    rig = Rig()
+    rig.begin()
+    punched = direct()
+    punched.method = "punched"
+    rig.becomes(punched, relayed(current=False))
+    rig.becomes(relayed())
+    await asyncio.sleep(100)
+    await rig.attempts(0)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
 async def test_a_peer_can_have_only_so_many_addresses_tried() -> None:
     rig = Rig()
-    crowd = [SocketAddress.of(f"192.0.2.{i}", 9000) for i in range(MAX_DIRECT)]
+    crowd = [SocketAddress.of(f"192.0.2.{i}", 9000) for i in range(MAX_CANDIDATES - 1)]
     rig.begin(*crowd)
-    await rig.attempts(MAX_DIRECT)
+    await rig.attempts(MAX_CANDIDATES - 1)
     await rig.fail_all()
-    fresh = [SocketAddress.of(f"203.0.113.{i}", 9000) for i in range(3)]
-    rig.begin(*fresh)
-    tried = (await rig.attempts(2 * MAX_DIRECT))[MAX_DIRECT:]
-    addresses = {path.address for path in tried}
-    assert len(addresses) == MAX_DIRECT
-    assert {"203.0.113.0 9000", "203.0.113.2 9000"} <= addresses
+    rig.begin(*(SocketAddress.of(f"203.0.113.{i}", 9000) for i in range(3)))
+    tried = await rig.attempts(MAX_CANDIDATES)
+    assert tried[-1].address == "203.0.113.0 9000"
     await rig.upgrades.end()
 
 
@@ -232,6 +241,7 @@ async def test_nothing_is_done_where_data_does_not_go_through_a_relay(
 @in_virtual_time
 async def test_without_direct_paths_only_a_spare_is_kept() -> None:
     rig = Rig(wants_direct=False)
+    rig.punching.possible = False
     rig.begin(DIRECT, ways=(SPARE,))
     (path,) = await rig.attempts(1)
     assert path.standby
@@ -240,6 +250,23 @@ async def test_without_direct_paths_only_a_spare_is_kept() -> None:
 
 
 # Spares
+
+
+@in_virtual_time
+async def test_spares_that_fail_are_tried_ever_more_rarely() -> None:
+    rig = Rig()
+    rig.begin(ways=(SPARE,))
+    pauses, failed_at = [], now()
+    for count in range(1, 9):
+        async with asyncio.timeout(100):
+            while len(rig.endpoint.paths) < count:  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.01)
+        pauses.append(now() - failed_at)
+        await asyncio.sleep(1)
+        await rig.fail_all()
+        failed_at = now()
+    assert pauses == pytest.approx([0, 5, 10, 20, 40, 60, 60, 60], abs=0.1)
+    await rig.upgrades.end()
 
 
 @in_virtual_time
@@ -307,7 +334,7 @@ async def test_the_same_place_through_a_tunnel_is_another_way() -> None:
 async def test_the_grace_is_four_round_trips_at_most_a_second() -> None:
     for rtt, expected in ((0.04, 0.21), (0.1, 0.45), (0.5, 1.0), (0.0, 0.05)):
         rig = Rig(connection=FakeConnection(id=7, route=[relayed(rtt=rtt)]))
-        rig.begin(DIRECT)
+        rig.begin()
         assert await waited(rig) == pytest.approx(expected, abs=0.01)
         await rig.upgrades.end()
 
@@ -316,7 +343,7 @@ async def test_the_grace_is_four_round_trips_at_most_a_second() -> None:
 @in_virtual_time
 async def test_the_grace_may_be_configured(grace: float) -> None:
     rig = Rig(grace=grace)
-    rig.begin(DIRECT)
+    rig.begin()
     assert await waited(rig) == pytest.approx(grace, abs=0.01)
     await rig.upgrades.end()
 
@@ -324,33 +351,32 @@ async def test_the_grace_may_be_configured(grace: float) -> None:
 @in_virtual_time
 async def test_a_direct_path_ends_the_grace() -> None:
     rig = Rig(grace=10)
-    rig.begin(DIRECT)
-    (path,) = await rig.attempts(1)
+    rig.begin()
     waiting = asyncio.create_task(waited(rig))
     await asyncio.sleep(0.1)
-    await rig.succeed(path, direct(), relayed(current=False))
+    rig.becomes(direct(), relayed(current=False))
     assert await waiting == pytest.approx(0.1, abs=0.01)
     assert await waited(rig) == 0
-    await rig.upgrades.end()
-
-
-@in_virtual_time
-async def test_a_direct_path_the_events_tell_of_ends_the_grace_as_well() -> None:
-    rig = Rig(grace=10)
-    rig.begin(DIRECT)
-    waiting = asyncio.create_task(waited(rig))
-    await asyncio.sleep(0.1)
-    rig.connection.route.append(direct(current=False))
-    rig.upgrades.changed(rig.connection.core())
-    assert await waiting == pytest.approx(0.1, abs=0.01)
     await rig.upgrades.end()
 
 
 @in_virtual_time
 async def test_nobody_waits_for_a_path_that_cannot_come() -> None:
     rig = Rig(grace=10)
-    rig.begin(ways=(SPARE,))
+    rig.punching.possible = False
+    rig.begin(DIRECT, ways=(SPARE,))
     assert await waited(rig) == 0
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_the_grace_ends_when_it_turns_out_that_none_can_come() -> None:
+    rig = Rig(grace=10)
+    rig.begin()
+    waiting = asyncio.create_task(waited(rig))
+    await asyncio.sleep(0.1)
+    rig.punching.over.set()
+    assert await waiting == pytest.approx(0.1, abs=0.01)
     await rig.upgrades.end()
 
 
@@ -376,6 +402,7 @@ async def test_the_end_of_the_connection_ends_the_search(error: Exception | None
     await settle()
     assert asyncio.all_tasks() == before
     rig.upgrades.ended(rig.connection.id)
+    assert rig.punching.ends == [7, 7]
 
 
 @in_virtual_time
@@ -386,8 +413,6 @@ async def test_nothing_is_left_at_the_end() -> None:
     await rig.attempts(2)
     await rig.upgrades.end()
     assert asyncio.all_tasks() == before
-    rig.upgrades.changed(rig.connection.core())
-    assert await waited(rig) == 0
 
 
 @in_virtual_time

@@ -1,0 +1,334 @@
+"""Experiments with the NAT in front of a node, with nothing but an address of its own at a relay.
+
+A packet the node sends to that address comes back through the tunnel and says where it came from;
+one sent out there to the node's own external address arrives, or does not. What comes of it is
+judged by :mod:`anyreach.nat`. A node that strangers reach, and one without UDP, does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+from anyreach import _core
+from anyreach._local import from_core, to_core
+from anyreach._paths import current
+from anyreach._proving import has_contacted
+from anyreach._tunnels import Target, TunnelFailed
+from anyreach.addresses import HostPort, Scope, SocketAddress
+from anyreach.nat import Reflected
+from anyreach.peer import PeerId
+from anyreach.reachability import SelfProbe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyreach._flow import Waiter
+    from anyreach._local import LocalView
+    from anyreach._proving import Contacts
+    from anyreach._tunnels import Tunnel, Tunnels
+    from anyreach.addresses import IpAddress
+    from anyreach.reachability import Family
+
+__all__ = ["NatProbe", "Samples"]
+
+logger = logging.getLogger(__name__)
+
+REFLECT_SECONDS: Final = 1.0
+"""How long a packet to ourselves may take: to a relay and back, on all but the slowest lines."""
+
+FRESH_SAMPLES: Final = 3
+"""New mappings made to see how ports are chosen: two gaps tell a counter from chance."""
+
+SETTLE: Final = 0.05
+"""Seconds beyond two round trips after which a packet from outside has met the NAT. Until then
+nothing may be sent where it came from: that would let it in."""
+
+AGAIN: Final = 600.0
+"""Seconds after which everything is tried again: carriers change their NATs, rarely."""
+
+HELD: Final = 120.0
+"""Seconds a tunnel is held that was opened for experiments alone: while rounds may need samples."""
+
+Samples: TypeAlias = "tuple[IpAddress, tuple[tuple[float, int], ...]]"
+"""Our external address, and ``(time, port)`` of new mappings of it, oldest first."""
+
+
+class Core(Protocol):
+    """What is needed of :class:`anyreach._core.Endpoint`."""
+
+    def connections(self) -> list[_core.Connection]:
+        """All connections."""
+        ...
+
+    def reflect(
+        self,
+        ip: str,
+        port: int,
+        timeout: float,
+        *,
+        via: _core.Tunnel | None = None,
+        fresh: bool = False,
+    ) -> _core.Reflection:
+        """Send a packet to ourselves."""
+        ...
+
+
+class NatProbe:
+    """Makes the experiments of one node; :class:`~anyreach._local.LocalView` keeps the results.
+
+    Args:
+        core: its endpoint.
+        wait: awaits a ``poll_*`` method of the core.
+        tunnels: its tunnels.
+        local: what the node knows about its addresses.
+        contacts: whom it has sent something.
+        enabled: whether experiments may be made, and tunnels opened for them.
+        changed: called when there are results.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        wait: Waiter,
+        *,
+        tunnels: Tunnels,
+        local: LocalView,
+        contacts: Contacts,
+        enabled: bool,
+        changed: Callable[[], None],
+    ) -> None:
+        self._core = core
+        self._wait = wait
+        self._tunnels = tunnels
+        self._local = local
+        self._contacts = contacts
+        self._enabled = enabled
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._tried: set[tuple[int, SocketAddress]] = set()
+        self._borrowed: Tunnel | None = None
+        self._wanted_until = 0.0
+        self._news = asyncio.Event()
+
+    def wake(self) -> None:
+        """A tunnel came up, or peers tell something new about our address."""
+        self._news.set()
+
+    def want(self) -> None:
+        """Somebody needs to know what the NAT does: a tunnel may be opened for that."""
+        self._wanted_until = self._loop.time() + HELD
+        self._news.set()
+
+    def external_gone(self, family: Family) -> None:
+        """The NAT of a family has another address, or is another one."""
+        self._local.experiments = self._local.experiments.without(family)
+        self._tried = {key for key in self._tried if key[1].version != family}
+        self._news.set()
+
+    def network_changed(self) -> None:
+        """The node is somewhere else: nothing that was found out holds any more."""
+        self._tried.clear()
+        self._news.set()
+
+    async def run(self) -> None:
+        """Make the experiments that are worth it, until cancelled."""
+        if not self._enabled:
+            return
+        try:
+            while True:
+                self._news.clear()
+                await self._borrow()
+                for tunnel in self._usable():
+                    for bound in tunnel.public:
+                        await self._explore(tunnel, bound)
+                if not await self._rest():
+                    self._tried.clear()
+        finally:
+            self._return()
+
+    async def samples(
+        self, family: Family
+    ) -> tuple[IpAddress, tuple[tuple[float, int], ...]] | None:
+        """New mappings, the last of them made just now; ``None`` if nothing comes back."""
+        way = self._way(family)
+        if way is None:
+            return None
+        known = len(self._local.experiments.samples(family))
+        back = await self._sample(way, 1 if known >= FRESH_SAMPLES else FRESH_SAMPLES)
+        if not back:
+            return None
+        seen = SocketAddress.of(*back[-1].seen)
+        return seen.ip, self._local.experiments.samples(family)
+
+    async def _rest(self) -> bool:
+        """Wait for news; false if it has become time to look at everything again."""
+        until = self._loop.time() + AGAIN
+        if self._borrowed is not None:
+            until = min(until, self._wanted_until)
+        try:
+            async with asyncio.timeout_at(until):
+                await self._news.wait()
+        except TimeoutError:
+            if self._borrowed is None:
+                return False
+            self._return()
+        return True
+
+    # Tunnels
+
+    def _usable(self) -> list[Tunnel]:
+        """Tunnels that prove something, the shortest first: where UDP gets out."""
+        usable = [t for t in self._tunnels if t.up and t.carrier == "h3"]
+        return sorted(usable, key=lambda tunnel: tunnel.core.rtt or 0.0)
+
+    def _way(self, family: Family) -> SocketAddress | None:
+        bound = (address for tunnel in self._usable() for address in tunnel.public)
+        return next((address for address in bound if address.version == family), None)
+
+    async def _borrow(self) -> None:
+        """Have a tunnel, where somebody needs to know and there is none."""
+        if self._loop.time() >= self._wanted_until or self._usable():
+            return
+        self._return()
+        target = self._lender()
+        if target is None:
+            return
+        try:
+            tunnel = self._tunnels.hold(target, self)
+        except TunnelFailed:
+            return
+        self._borrowed = tunnel
+        with suppress(TunnelFailed):
+            await tunnel.ready()
+
+    def _return(self) -> None:
+        if self._borrowed is not None:
+            self._tunnels.release(self._borrowed, self)
+            self._borrowed = None
+
+    def _lender(self) -> Target | None:
+        """The nearest peer that relays and is reached without a relay itself."""
+        nearest: tuple[float, Target] | None = None
+        for core in self._core.connections():
+            path = current(core.paths())
+            if path is None or path.method == "relayed" or "relay" not in core.capabilities:
+                continue
+            address = from_core(*path.remote)
+            if nearest is None or path.rtt < nearest[0]:
+                host = HostPort(address.host, address.port)
+                target = Target(host, (address,), PeerId(core.peer_id), rtt=path.rtt)
+                nearest = path.rtt, target
+        return None if nearest is None else nearest[1]
+
+    # Experiments
+
+    async def _explore(self, tunnel: Tunnel, bound: SocketAddress) -> None:
+        key = (tunnel.core.number, bound)
+        if key in self._tried or bound.scope is not Scope.GLOBAL:
+            return
+        family: Family = 6 if bound.version == 6 else 4
+        seen = self._seen_by(tunnel, family)
+        if seen is None:
+            return  # the relay will tell
+        self._tried.add(key)
+        if self._is_reachable(family):
+            return
+        async with asyncio.TaskGroup() as tasks:
+            # First, because what the node sends to the address at the relay lets answers in.
+            tasks.create_task(self._filtering(tunnel, bound, seen))
+            await asyncio.sleep(2 * (tunnel.core.rtt or 0.0) + SETTLE)
+            if await self._mapping(tunnel, bound):
+                await self._sample(bound, FRESH_SAMPLES)
+
+    def _seen_by(self, tunnel: Tunnel, family: Family) -> SocketAddress | None:
+        for report in self._local.observed.observations():
+            if report.observer == tunnel.relay and report.address.version == family:
+                return report.address
+        return None
+
+    def _is_reachable(self, family: Family) -> bool:
+        nat = self._local.nat().of(family)
+        return nat.mapping == "none" and nat.filtering == "endpoint-independent"
+
+    async def _filtering(self, tunnel: Tunnel, bound: SocketAddress, seen: SocketAddress) -> None:
+        """Whether a packet from another port of the relay comes in."""
+        if tunnel.relay is None or self._contacts.knows(bound):
+            return
+        contacted = has_contacted(self._contacts, tunnel, seen.version)
+        back = await self._reflect(seen, via=tunnel)
+        if tunnel.up:
+            self._local.evidence = self._local.evidence.with_probe(
+                SelfProbe(
+                    6 if seen.version == 6 else 4,
+                    tunnel.relay,
+                    arrived=back is not None,
+                    at=self._loop.time(),
+                    contacted=contacted,
+                )
+            )
+            self._changed()
+
+    async def _mapping(self, tunnel: Tunnel, bound: SocketAddress) -> bool:
+        """Where a packet from the node's own socket comes from, seen at another port."""
+        back = None
+        for _ in range(2):  # one may get lost
+            back = back or await self._reflect(bound)
+        if back is None:
+            logger.debug("nothing comes back through %s", tunnel.relay)
+            return False
+        self._note(back)
+        return True
+
+    async def _sample(self, bound: SocketAddress, count: int) -> list[Reflected]:
+        """Have the NAT make new mappings; in one flight, so that nobody else's come between."""
+        reflected = await asyncio.gather(
+            *(self._reflect(bound, fresh=True, after=number * 1e-6) for number in range(count))
+        )
+        back = [entry for entry in reflected if entry is not None]
+        for entry in back:
+            self._local.experiments = self._local.experiments.with_reflection(entry)
+        if back:
+            self._changed()
+        return back
+
+    def _note(self, reflected: Reflected) -> None:
+        self._local.experiments = self._local.experiments.with_reflection(reflected)
+        self._changed()
+
+    async def _reflect(
+        self,
+        address: SocketAddress,
+        *,
+        via: Tunnel | None = None,
+        fresh: bool = False,
+        after: float = 0.0,
+    ) -> Reflected | None:
+        """A packet to ourselves; ``None`` if it does not arrive."""
+        at = self._loop.time() + after  # in the order in which they are sent
+        try:
+            reflection = self._core.reflect(
+                to_core(address),
+                address.port,
+                REFLECT_SECONDS,
+                via=None if via is None else via.core,
+                fresh=fresh,
+            )
+        except (OSError, _core.DialFailed) as error:
+            logger.debug("no packet to ourselves at %s: %s", address, error)
+            return None
+        if via is None and not fresh:
+            self._contacts.add_port(address)
+        source, _ = await self._wait(reflection.poll)
+        if source is None:
+            return None
+        seen = from_core(*source)
+        return Reflected(
+            at,
+            (address.host, address.port),
+            (seen.host, seen.port),
+            reflection.local_port,
+            fresh=fresh,
+        )
