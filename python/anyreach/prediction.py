@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PREDICTED", "addresses", "likely_gaps", "predict"]
 
-MAX_PREDICTED: Final = 16
+MAX_PREDICTED: Final = 15
 """Most predicted ports of one side: half of the candidates a peer may be told. Each is a packet to
-somebody else's port if it is wrong; sixteen cover what a busy household does within a round trip
-(three standard deviations of the counter at 50 new mappings a second)."""
+somebody else's port if it is wrong; fifteen cover what a busy household does within a round trip
+(three standard deviations of the counter at 50 new mappings a second).
+
+An odd number, because both sides send in the order of the ports: where one NAT counts up and the
+other down, their packets meet in the middle, if there is one.
+"""
 
 _RELEVANT_SECONDS: Final = 60.0
 """Samples older than that say nothing about the rate of now."""

@@ -88,6 +88,10 @@ class Round:
             to begin as well.
         again: seconds after the beginning at which openers are to be sent once more, all the way:
             by then the other side has let them in, and learns where they come from.
+        crossed: whether our openers go out in the descending order of the ports instead. Between
+            two NATs that count, every pair of packets matches in the ascending one as long as
+            nobody else is counted in between; in opposite ones a pair matches in every second
+            case whatever is in between.
         attempt: how many there were before since the start or the last change.
     """
 
@@ -96,6 +100,7 @@ class Round:
     hold: float
     again: tuple[float, ...]
     attempt: int
+    crossed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,7 @@ class _Style:
     ttl: int
     hold: float
     again: tuple[float, ...] = ()
+    crossed: bool = False
 
 
 # Half a round trip is what the request takes to the peer: our probes then arrive after its own
@@ -149,9 +155,11 @@ _STYLES: Final[dict[Method, tuple[_Style, ...]]] = {
     ),
     "predict": (
         _Style(2, 0.5),
+        _Style(2, 0.5, crossed=True),
         _Style(USUAL_TTL, 0.0),
+        _Style(3, 1.0, crossed=True),
         _Style(3, 1.0),
-        _Style(USUAL_TTL, 0.5),
+        _Style(USUAL_TTL, 0.0, crossed=True),
     ),
     "pool": (_Style(0, 0.0),),
     "spray": (_Style(0, 0.0),),
@@ -363,6 +371,7 @@ class Schedule:
             style.hold * trip,
             tuple(after * trip for after in style.again),
             self._attempt,
+            style.crossed,
         )
         self._done[method] = self._style + 1
         self._attempt += 1

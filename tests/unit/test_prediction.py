@@ -140,6 +140,33 @@ class TestPredict:
         assert hits >= 270
 
 
+class TestTwoCounters:
+    """Both sides measure, tell what they predict, and send to what they were told."""
+
+    @staticmethod
+    def meets(dice: random.Random, steps: tuple[int, int], rate: float, *, crossed: bool) -> bool:
+        ours, theirs = (CountingNat(dice.randint(2000, 60000), s, rate, dice) for s in steps)
+        ours_seen = [(at, ours.map(at)) for at in (0.0, 1e-4, 2e-4)]
+        theirs_seen = [(at, theirs.map(at)) for at in (0.02, 0.0201, 0.0202)]
+        ours_told = sorted(predict(ours_seen, 0.04, step=steps[0], lead=0.02))
+        theirs_told = sorted(predict(theirs_seen, 0.02, step=steps[1], lead=0.06))
+        order = reversed(theirs_told) if crossed else theirs_told
+        sent = {port: ours.map(0.06 + i * 1e-4) for i, port in enumerate(order)}
+        back = {port: theirs.map(0.08 + i * 1e-4) for i, port in enumerate(ours_told)}
+        return any(back.get(source) == port for port, source in sent.items())
+
+    @pytest.mark.parametrize("steps", [(1, 1), (-1, -1), (2, 1), (1, -1), (-1, 1)])
+    def test_alone_they_always_meet(self, steps: tuple[int, int]) -> None:
+        dice = random.Random(f"{steps}")
+        assert all(self.meets(dice, steps, 0.0, crossed=False) for _ in range(50))
+
+    @pytest.mark.parametrize("crossed", [True, False])
+    def test_in_traffic_crossed_ones_meet_in_every_second_case(self, crossed: bool) -> None:
+        dice = random.Random(7)
+        met = sum(self.meets(dice, (1, 1), 20.0, crossed=crossed) for _ in range(400))
+        assert (met > 160) is crossed
+
+
 def test_gaps_of_nothing_seen_begin_at_none() -> None:
     assert likely_gaps(0, 0.2, 0.1, 4) == range(4)
     assert likely_gaps(0, 0.0, 0.0, 1) == range(1)

@@ -125,6 +125,12 @@ class TestFailures:
         assert [r.opener_ttl for r in rounds] == [2, 3, 255, 4, 0, 2]
         assert [r.attempt for r in rounds] == list(range(6))
 
+    def test_predictions_are_met_in_both_orders(self) -> None:
+        rounds = [round_ for _, round_ in Driver("predict").run(60.0)]
+        assert [r.crossed for r in rounds] == [False, True] * 3
+        assert len({(r.opener_ttl, r.crossed) for r in rounds}) == 6
+        assert not any(round_.crossed for _, round_ in Driver("simple").run(60.0))
+
     def test_methods_take_turns(self) -> None:
         methods = Driver("predict", "predict", "simple").methods(60.0)
         assert methods == ["predict", "predict", "simple"] * 2
