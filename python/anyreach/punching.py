@@ -90,12 +90,13 @@ class _Side:
     preserving: bool
     random: bool
     strict: bool
+    tested: bool
     by_address: bool
 
     @classmethod
     def of(cls, nat: NatReport | None) -> _Side:
         if nat is None:
-            return cls(False, False, False, False, False, False, True, False)
+            return cls(False, False, False, False, False, False, True, False, False)
         dependent = nat.mapping in _DEPENDENT
         return cls(
             # With one relay an endpoint-independent mapping cannot be told from an
@@ -108,6 +109,7 @@ class _Side:
             random=nat.ports == "random",
             # Unknown: as most are.
             strict=nat.filtering not in _OPEN,
+            tested=nat.filtering != "unknown",
             # One mapping for all ports of the other end, open to all of them: whoever finds it
             # is answered from it.
             by_address=nat.mapping == "address-dependent" and nat.filtering in _OPEN,
@@ -198,7 +200,8 @@ def _judge(ours: _Side, theirs: _Side, client: bool) -> tuple[tuple[Method, ...]
     many = _birthday(hard is ours, client)
     if hard.random:
         return (
-            (many, "simple"),
+            # Nobody sends a thousand packets before the first one was tried.
+            (many, "simple") if easy.tested else ("simple", many),
             f"{name} draws random ports for every destination: only many attempts at once can hit",
         )
     return (

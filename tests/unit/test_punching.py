@@ -118,6 +118,12 @@ def test_a_mapping_for_each_address_that_lets_it_in_can_be_found() -> None:
     assert plan(strict, RANDOM, client=True).method == "hopeless"
 
 
+def test_a_side_that_may_be_open_is_tried_simply_first() -> None:
+    for mapping in (NONE, EI):
+        methods = plan(RANDOM, NatReport(mapping), client=True).methods
+        assert methods == ("simple", "spray")
+
+
 def test_random_ports_on_both_sides_are_hopeless() -> None:
     result = plan(RANDOM, RANDOM, client=True)
     assert result.method == "hopeless"
