@@ -621,13 +621,20 @@ impl Inner {
                 let (ip, port) = seen_at.unzip();
                 ("sought", connection, peer.0, ip, port).into_pyobject(py)
             }
-            Event::Network { reason } => ("network", reason).into_pyobject(py),
             Event::Candidates { connection } => {
                 ("candidates", self.connections.wrap(connection)).into_pyobject(py)
             }
             Event::Round { connection, round } => {
                 ("round", self.connections.wrap(connection), round).into_pyobject(py)
             }
+            Event::Opened {
+                connection,
+                address,
+            } => {
+                let (ip, port) = host_and_port(address);
+                ("opened", self.connections.wrap(connection), ip, port).into_pyobject(py)
+            }
+            Event::Network { reason } => ("network", reason).into_pyobject(py),
             Event::Nat { connection } => {
                 ("nat", self.connections.wrap(connection)).into_pyobject(py)
             }

@@ -15,6 +15,7 @@ mod errors;
 mod find;
 mod identity;
 mod mlkem;
+mod openers;
 mod path;
 mod punching_notices;
 mod recv;
@@ -53,6 +54,8 @@ mod _core {
     use super::interface_addresses;
     #[pymodule_export]
     use super::mlkem::{mlkem768_decapsulate, mlkem768_encapsulate, mlkem768_generate};
+    #[pymodule_export]
+    use super::openers::{Pool, Reflection, Spray};
     #[pymodule_export]
     use super::path::PathInfo;
     #[pymodule_export]

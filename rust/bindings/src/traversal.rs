@@ -8,6 +8,7 @@ use crate::connection::Connection;
 use crate::endpoint::{Endpoint, host_and_port, seconds, socket_address};
 use crate::errors::Failure;
 use crate::find::{PyAddresses, addresses};
+use crate::runtime;
 
 /// Pairs of an address of ours and one of the peer's.
 type PyPairs = Vec<((String, u16), (String, u16))>;
@@ -70,10 +71,14 @@ impl Connection {
             .into_iter()
             .map(|(ours, theirs)| Ok((address(ours)?, address(theirs)?)))
             .collect::<Result<_, Failure>>()?;
-        let _ = (opener_ttl, seconds(hold)?);
+        let hold = seconds(hold)?;
         let connection = self.core()?;
-        py.detach(|| connection.start_round(&pairs))
-            .map_err(Failure::Dial)
+        py.detach(|| {
+            let _runtime = runtime::enter()?;
+            connection
+                .start_round_after_openers(&pairs, opener_ttl, hold)
+                .map_err(Failure::Dial)
+        })
     }
 
     /// What has come of NAT traversal so far.

@@ -1,6 +1,7 @@
 //! An established connection to a peer, as the rest of the program sees it.
 
 mod notices;
+mod openers;
 mod opening;
 mod paths;
 mod traversal;
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyreach_net::MuxHandle;
 use noq::{ConnectionError, ConnectionStats, RecvStream, SendStream, VarInt};
 
 pub(crate) use self::paths::path_number;
@@ -27,6 +29,7 @@ use crate::{
     control::Notices,
     crypto::{Activity, HandshakeInfo, ProvedKey},
     directory::DirectorySlot,
+    openers::Line,
     registry::ConnectionKey,
     traversal::Layer,
 };
@@ -49,6 +52,7 @@ struct Inner {
     notices: Notices,
     activity: Arc<Activity>,
     layer: Option<Arc<Layer>>,
+    line: Option<Arc<Line>>,
     /// Why this side closed, where the engine only knows that it did.
     closed_locally: OnceLock<CloseReason>,
     /// Somebody outside this crate was given it; see [`Connection::claim`].
@@ -94,6 +98,7 @@ pub(crate) struct Handshake {
     pub(crate) outbound: bool,
     pub(crate) time: Duration,
     pub(crate) directory: DirectorySlot,
+    pub(crate) socket: MuxHandle,
 }
 
 impl Connection {
@@ -101,8 +106,16 @@ impl Connection {
         let paths = PathTable::new();
         let info = handshake.engine.handshake_data();
         let info = info.and_then(|data| data.downcast::<HandshakeInfo>().ok());
-        let (activity, layer) =
-            info.map_or_else(Default::default, |info| (info.activity, info.layer));
+        let (activity, layer, opener) = info.map_or_else(Default::default, |info| {
+            (info.activity, info.layer, info.opener)
+        });
+        let line = layer.as_ref().zip(opener).map(|(layer, opener)| {
+            let guard = layer.clone();
+            let line = Line::new(opener, handshake.outbound, handshake.socket, guard);
+            let line = Arc::new(line);
+            layer.set_line(&line);
+            line
+        });
         let connection = Self(Arc::new(Inner {
             key,
             engine: handshake.engine,
@@ -116,6 +129,7 @@ impl Connection {
             notices: Notices::new(Instant::now()),
             activity,
             layer,
+            line,
             closed_locally: OnceLock::new(),
             capabilities: OnceLock::new(),
             claimed: AtomicBool::new(false),

@@ -8,6 +8,7 @@ mod more_paths;
 mod network;
 mod news;
 mod notices;
+mod reflection;
 mod steward;
 mod supervise;
 
@@ -40,6 +41,7 @@ use crate::{
     directory::DirectorySlot,
     error::DialError,
     events::Journal,
+    openers::Desk,
     reach::Reach,
     registry::{ConnectionKey, Registry},
     traversal::Near,
@@ -113,7 +115,9 @@ struct Inner {
     registry_changed: Notify,
     admission: Arc<Admission>,
     arrivals: Arrivals,
-    journal: Journal,
+    journal: Arc<Journal>,
+    /// Sorts openers.
+    desk: Arc<Desk>,
     /// What stands behind the synthetic addresses of tunnels.
     directory: DirectorySlot,
     /// Networks in which addresses of peers are not refused.
@@ -170,6 +174,10 @@ impl Endpoint {
         )?;
         let directory = session.directory.clone();
         let near = session.near.clone();
+        let desk = Desk::new(directory.clone()).ok_or(EndpointError::Randomness)?;
+        let desk = Arc::new(desk);
+        // The socket is ours, and open.
+        let _ = mux.set_opener_sink(desk.clone());
         // Not the engine's own choice of key: its generator is not reseeded in a forked child.
         let token_key = Arc::new(TokenKey::new(&random()?));
         let mut server = noq::ServerConfig::new(Arc::new(session.clone()), token_key);
@@ -201,7 +209,8 @@ impl Endpoint {
             registry_changed: Notify::new(),
             admission: Arc::new(Admission::new(config.max_connections)),
             arrivals: Arrivals::default(),
-            journal: Journal::default(),
+            journal: Arc::default(),
+            desk,
             directory,
             near,
             reach: Mutex::default(),
@@ -298,6 +307,7 @@ impl Endpoint {
             ("rejected_hello", get(&rejected.hello)),
             ("rejected_duplicate", get(&rejected.duplicate)),
             ("events_dropped", self.0.journal.dropped()),
+            ("openers_unknown", self.0.desk.unknown()),
         ];
         counters.extend(self.0.socket_counters.snapshot().iter());
         counters
@@ -414,6 +424,7 @@ impl Endpoint {
             outbound,
             time: started.elapsed(),
             directory: self.0.directory.clone(),
+            socket: self.0.socket.clone(),
         };
         Ok(Connection::new(self.next_key(), handshake))
     }

@@ -81,6 +81,14 @@ pub enum Event {
         /// Number of the round.
         round: u64,
     },
+    /// An authentic opener of the peer came from there, so there is a way between that address and
+    /// this node. It may be told again, not more often than once a second.
+    Opened {
+        /// Which peer.
+        connection: Connection,
+        /// Where from, canonical.
+        address: SocketAddr,
+    },
     /// A peer told us that somebody looks for this node, who may be about to call.
     Sought {
         /// Who told us.
@@ -153,6 +161,9 @@ const SOUGHT_LIMIT: usize = 256;
 /// asked has given up by the time so many are read.
 const STEPS_LIMIT: usize = 256;
 
+/// Ways that opened, kept unread. A NAT closes them again within a minute.
+const OPENED_LIMIT: usize = 256;
+
 /// News of connections, until somebody takes it.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
@@ -171,6 +182,8 @@ struct State {
     reach: HashMap<ConnectionKey, WeakConnection>,
     candidates: HashMap<ConnectionKey, WeakConnection>,
     rounds: HashMap<ConnectionKey, (WeakConnection, u64)>,
+    /// In the order in which they opened.
+    opened: VecDeque<(ConnectionKey, WeakConnection, SocketAddr)>,
     /// By who told us and who looks.
     sought: HashMap<(ConnectionKey, PeerId), (WeakConnection, Vec<SocketAddr>)>,
     nat: HashMap<ConnectionKey, WeakConnection>,
@@ -219,6 +232,7 @@ impl Journal {
             state.reach.remove(&key);
             state.candidates.remove(&key);
             state.rounds.remove(&key);
+            state.opened.retain(|(of, ..)| *of != key);
             state.nat.remove(&key);
             state.sought.retain(|(by, _), _| *by != key);
         });
@@ -286,6 +300,22 @@ impl Journal {
         let (key, weak) = (connection.id(), connection.downgrade());
         self.change(|state| {
             state.rounds.insert(key, (weak, round));
+        });
+    }
+
+    /// Called with a lock of the engine held: takes what it needs of the connection, and nothing of
+    /// it is dropped here.
+    pub(crate) fn opened(&self, key: ConnectionKey, weak: WeakConnection, address: SocketAddr) {
+        self.change(|state| {
+            let known = |(of, _, at): &(ConnectionKey, _, SocketAddr)| *of == key && *at == address;
+            if state.opened.iter().any(known) {
+                return;
+            }
+            if state.opened.len() >= OPENED_LIMIT {
+                state.opened.pop_front();
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            state.opened.push_back((key, weak, address));
         });
     }
 
@@ -407,6 +437,12 @@ impl State {
             let connection = weak.upgrade()?;
             Some(Event::Round { connection, round })
         });
+        let opened = self.opened.drain(..).filter_map(|(_, weak, address)| {
+            Some(Event::Opened {
+                connection: weak.upgrade()?,
+                address,
+            })
+        });
         let sought = self
             .sought
             .drain()
@@ -446,6 +482,7 @@ impl State {
             .chain(reach)
             .chain(candidates)
             .chain(rounds)
+            .chain(opened)
             .chain(nat)
             .chain(paths)
             .chain(observed)

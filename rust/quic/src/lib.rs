@@ -17,6 +17,7 @@ mod error;
 mod events;
 mod first_flight;
 mod identity;
+mod openers;
 mod paths;
 mod reach;
 mod registry;
@@ -34,5 +35,8 @@ pub use endpoint::{DialOutcome, Endpoint, EndpointError, HttpConnection};
 pub use error::{CloseReason, DialError, code};
 pub use events::Event;
 pub use identity::{Identity, IdentityError, PUBLIC_KEY_LEN, PeerId, SIGNATURE_LEN, verify_signed};
+pub use openers::{
+    MAX_POOL, MAX_REFLECTIONS, MAX_SPRAY, Pool, ReflectError, Reflected, Reflection, Spray, Sprayed,
+};
 pub use reach::{AddressKind, BoundAt, DirectAddress, FindError, Found, Reach};
 pub use steps::{PrepareMethod, Step, StepResult};

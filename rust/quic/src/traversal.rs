@@ -15,6 +15,7 @@
 mod budget;
 mod dialect;
 mod filter;
+mod guard;
 mod offers;
 mod outbox;
 mod parameters;
@@ -28,7 +29,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -42,7 +43,7 @@ use tokio::sync::Notify;
 
 pub(crate) use self::{budget::Budget, filter::Near, stats::Counts};
 use self::{budget::Reserve, offers::Offers, outbox::Outbox, rounds::Rounds, withdrawn::Withdrawn};
-use crate::throttle::Throttle;
+use crate::{openers::Line, throttle::Throttle};
 
 /// Addresses one side may offer or name in a round: a host with a dozen interfaces and a few
 /// predicted ports has fewer, and probing more than that at once floods the NATs in between.
@@ -74,6 +75,8 @@ pub(crate) struct Layer {
     /// The engine is to be told something with the next packet.
     correcting: AtomicBool,
     near: Near,
+    /// What sends openers, once there is a connection.
+    line: OnceLock<Weak<Line>>,
     pub(crate) budget: Budget,
     pub(crate) counts: Counts,
     state: Mutex<State>,
@@ -154,6 +157,7 @@ impl Layer {
             awaiting: AtomicBool::new(false),
             correcting: AtomicBool::new(false),
             near,
+            line: OnceLock::new(),
             budget: Budget::default(),
             counts: Counts::default(),
             state: Mutex::new(State {
@@ -310,7 +314,6 @@ impl Layer {
     }
 
     /// The peer was met at an address in a coordinated way: a path there is a punched one.
-    #[allow(dead_code, reason = "for those who send openers")]
     pub(crate) fn met(&self, address: Address) {
         let coordinated = &mut self.state().coordinated;
         if !coordinated.contains(&address) {

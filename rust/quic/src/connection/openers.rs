@@ -44,9 +44,15 @@ impl Connection {
     /// to one of them becomes the way to that address. To be called within a tokio runtime.
     ///
     /// # Errors
-    /// Why there is not even one socket.
+    /// Why there is not even one socket; [`AddrInUse`](io::ErrorKind::AddrInUse) if a path leads there
+    /// already.
     pub fn pool(&self, towards: SocketAddr, count: usize) -> io::Result<Pool> {
         let line = self.line_to_peer().map_err(io::Error::other)?.clone();
+        if self.has_path_to(canonical(towards)) {
+            // Whatever goes there would leave by another socket from one packet to the next.
+            let error = format!("a path leads to {towards} already");
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, error));
+        }
         Pool::open(line, self.downgrade(), towards, count).map_err(|error| match error {
             MuxError::Io(error) => error,
             other => io::Error::other(other),

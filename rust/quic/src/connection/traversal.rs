@@ -110,6 +110,22 @@ impl Connection {
     /// traversal, `limit` within a second of the last round or if the peer has not sent a third of
     /// what would be sent, `unreachable` if there is no address to tell, `closed`.
     pub fn start_round(&self, pairs: &[(SocketAddr, SocketAddr)]) -> Result<u64, DialError> {
+        self.start_round_after_openers(pairs, 0, Duration::ZERO)
+    }
+
+    /// As [`start_round`](Self::start_round), but first sends openers to the peer's addresses in
+    /// ascending order, which pass `hops` routers (0: none are sent; 255: as many as usual), and
+    /// holds back the probes to each for the time `hold`, or until something comes from there. To be
+    /// called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Those of [`start_round`](Self::start_round).
+    pub fn start_round_after_openers(
+        &self,
+        pairs: &[(SocketAddr, SocketAddr)],
+        hops: u8,
+        hold: Duration,
+    ) -> Result<u64, DialError> {
         self.can_open_paths()?;
         if let Some(reason) = self.close_reason() {
             return Err(DialError::new("closed", reason.message));
@@ -153,6 +169,10 @@ impl Connection {
                 "the peer has sent too little for that many probes to its addresses",
             ),
         })?;
+        if hops > 0 || !hold.is_zero() {
+            // All of them: the engine does not probe in pairs.
+            self.open_round(&layer.candidates(), hops, hold);
+        }
         // First, so that they are in the first packet.
         self.send_carriers(layer, now);
         engine.initiate_nat_traversal_round().map_err(round_error)?;
@@ -166,6 +186,7 @@ impl Connection {
         };
         let mut stats = layer.counts.by_name().to_vec();
         stats.push(("probes_sent", layer.budget.probes_sent()));
+        stats.extend(self.opener_stats());
         stats
     }
 

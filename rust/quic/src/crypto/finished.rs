@@ -9,6 +9,8 @@ use std::sync::Arc;
 use noq_proto::{Side, TransportError, TransportErrorCode};
 use rustls::quic::Connection;
 
+use crate::openers::{EXPORTER_LABEL, SECRET_LEN, Secret};
+
 /// What a peer has proved itself with: the certificate, or DER SubjectPublicKeyInfo in its place.
 pub(crate) type ProvedKey = Arc<[u8]>;
 
@@ -29,6 +31,8 @@ pub(super) struct Finished {
     pub(super) group: Option<&'static str>,
     pub(super) alpn: Option<Vec<u8>>,
     pub(super) key: Option<ProvedKey>,
+    /// What openers are authenticated with.
+    pub(super) opener: Option<Secret>,
     /// The peer's transport parameters, encoded.
     pub(super) parameters: Option<Box<[u8]>>,
     late: LateMessages,
@@ -41,6 +45,7 @@ impl Finished {
             group: group(tls),
             alpn: tls.alpn_protocol().map(<[u8]>::to_vec),
             key: proved_key(tls),
+            opener: opener_secret(tls),
             parameters: tls.quic_transport_parameters().map(Into::into),
             late: LateMessages::new(side),
         }
@@ -61,6 +66,12 @@ pub(super) fn group(tls: &Connection) -> Option<&'static str> {
 pub(super) fn proved_key(tls: &Connection) -> Option<ProvedKey> {
     let key = tls.peer_certificates()?.first()?;
     Some(ProvedKey::from(key.as_ref()))
+}
+
+/// What openers of this connection are authenticated with, once the handshake is over.
+pub(super) fn opener_secret(tls: &Connection) -> Option<Secret> {
+    let exported = tls.export_keying_material([0; SECRET_LEN], EXPORTER_LABEL, None);
+    exported.ok().map(|exported| Secret::new(&exported))
 }
 
 /// Skips session tickets, which nobody wants here, and refuses everything else.

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     directory::DirectorySlot,
+    openers::Secret,
     traversal::{Layer, Near},
 };
 
@@ -47,6 +48,8 @@ pub(crate) struct HandshakeInfo {
     pub(crate) activity: Arc<Activity>,
     /// NAT traversal between nodes.
     pub(crate) layer: Option<Arc<Layer>>,
+    /// What openers are authenticated with, once the handshake is over.
+    pub(crate) opener: Option<Secret>,
 }
 
 /// Makes sessions in either role, for the engine's client and server configurations.
@@ -256,6 +259,10 @@ impl crypto::Session for Session {
                 h3: self.is_h3(),
                 activity: self.activity.clone(),
                 layer: self.layer().cloned(),
+                opener: match &self.tls {
+                    Tls::Handshake(inner) => finished::opener_secret(inner),
+                    Tls::Finished(finished) => finished.opener.clone(),
+                },
             }) as Box<dyn Any>
         })
     }
@@ -320,9 +327,8 @@ impl crypto::Session for Session {
             return Ok(None);
         };
         let mut encoded = encoded.to_vec();
-        let illegal = |reason| {
-            TransportError::new(TransportErrorCode::TRANSPORT_PARAMETER_ERROR, reason)
-        };
+        let illegal =
+            |reason| TransportError::new(TransportErrorCode::TRANSPORT_PARAMETER_ERROR, reason);
         if let Some(tap) = &self.tap {
             tap.incoming_parameters(&mut encoded).map_err(illegal)?;
         }

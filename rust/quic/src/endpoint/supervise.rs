@@ -205,6 +205,7 @@ impl Endpoint {
         }
         // Told before anyone waiting for it wakes up, so that it comes before what follows.
         self.0.journal.connected(&established.connection);
+        connection.take_openers(&self.0.desk, &self.0.journal);
         self.0.registry_changed.notify_waiters();
         let supervisor = Supervisor::new(self.clone());
         tokio::spawn(async move { supervisor.0.supervise(established, permit).await });
@@ -252,6 +253,7 @@ impl Endpoint {
                 () = conversation.go_on(&mut news) => steward.look(&mut news),
             }
         };
+        connection.refuse_openers(&self.0.desk);
         connection.notices().searches.close();
         self.forget(&connection);
         let reason = connection.reason(&error);

@@ -40,11 +40,8 @@ impl Seen {
             if gap >= NUMBERS {
                 self.bits = [0; WORDS];
             } else {
-                for skipped in self.highest + 1..number {
-                    self.set(skipped, false);
-                }
-                if gap > 0 {
-                    self.set(number, false);
+                for entering in (self.highest..=number).skip(1) {
+                    self.set(entering, false);
                 }
             }
             self.highest = number;

@@ -23,7 +23,7 @@ impl Counts {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn address(&self, refusal: Refusal) {
+    pub(super) fn address(&self, refusal: Refusal) {
         Self::bump(match refusal {
             Refusal::Scope => &self.scope,
             Refusal::Far => &self.far,

@@ -4,7 +4,7 @@
 //! frames tells, without allocating, and for what is sent not even that before NAT traversal was
 //! used. What cannot be walked is left as it is, for the engine to refuse.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::{net::SocketAddr, sync::atomic::Ordering, time::Instant};
 
 use anyreach_wire::{
     frames::Frame,
@@ -167,7 +167,7 @@ impl Layer {
 
     fn translate(&self, payload: &mut BytesMut) {
         let mut state = self.state();
-        let mut at = 0;
+        let (mut at, mut asked) = (0, Vec::new());
         while let Ok(Some(frame)) = frame_at(payload, at) {
             at = frame.range.end;
             match frame.frame_type {
@@ -178,17 +178,27 @@ impl Layer {
                 of_draft if DRAFT_TYPES.contains(&of_draft) => {
                     // Refuses what is not canonical: the engine then meets an unknown frame.
                     if let Ok(read) = Frame::decode(&mut &payload[frame.range.clone()]) {
-                        self.take_in(&mut state, payload, &frame, read);
+                        self.take_in(&mut state, payload, &frame, read, &mut asked);
                     }
                 }
                 ack if is_ack(ack) => self.acknowledged(&mut state, payload, &frame),
                 _ => {}
             }
         }
+        drop(state);
+        // The engine has yet to hear of it, so these go first.
+        self.open_round(&asked);
     }
 
-    /// Deals with a frame of the draft.
-    fn take_in(&self, state: &mut State, payload: &mut [u8], frame: &RawFrame, read: Frame) {
+    /// Deals with a frame of the draft; `asked` gets what is to be probed.
+    fn take_in(
+        &self,
+        state: &mut State,
+        payload: &mut [u8],
+        frame: &RawFrame,
+        read: Frame,
+        asked: &mut Vec<SocketAddr>,
+    ) {
         let State {
             role, near, news, ..
         } = state;
@@ -228,6 +238,7 @@ impl Layer {
                     rounds::Verdict::Probe { begins } => {
                         // From now on the engine probes.
                         self.arm();
+                        asked.push(punch.address.into());
                         if begins {
                             Counts::bump(&self.counts.rounds);
                             news.round = Some(punch.round.get());
