@@ -6,11 +6,11 @@ For connections this node has dialed: the side that dialed leads, and both ends 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from anyreach._paths import current
-from anyreach.paths import FlapRecord, PathSituation, PathView
+from anyreach.paths import FlapRecord, PathSituation, PathView, RttFloor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,10 @@ BUSY_BYTES: Final = 4096
 MIN_PACKETS: Final = 20
 """Packets from which on a share of lost ones means something."""
 
+LOSS_SECONDS: Final = 30.0
+"""For so long a share of lost packets is held against a path that since then carried too little to
+tell: then it gets another chance."""
+
 LOADED: Final = 0.7
 """Share of what the congestion window allows from which on a path was filled, so that what it
 carried is what it can carry."""
@@ -46,8 +50,11 @@ class _Seen:
     received: int
     lost: int
     at: float
+    floor: RttFloor
+    rtt: float
     rate: float | None = None
     loss: float | None = None
+    loss_at: float = 0.0
     carries: bool | None = None
 
 
@@ -143,10 +150,18 @@ class Ranking:
         for path in paths:
             last = before.get(path.id)
             if last is None:
-                last = _Seen(path.sent_bytes, path.received_bytes, path.lost_packets, now)
+                last = _Seen(
+                    path.sent_bytes,
+                    path.received_bytes,
+                    path.lost_packets,
+                    now,
+                    RttFloor(),
+                    path.rtt,
+                )
             elif now - last.at >= TICK / 2:
                 moved += path.sent_bytes - last.sent + path.received_bytes - last.received
                 last = _compared(last, path, now)
+            last.rtt = last.floor.sample(path.rtt, now)
             entry.seen[path.id] = last
         if moved > BUSY_BYTES:
             entry.active_at = now
@@ -157,16 +172,24 @@ def _compared(last: _Seen, path: _core.PathInfo, now: float) -> _Seen:
     seconds = now - last.at
     sent, received = path.sent_bytes - last.sent, path.received_bytes - last.received
     packets = sent // max(path.mtu, 1)
-    rate, loss, carries = last.rate, last.loss, last.carries
+    seen = replace(
+        last,
+        sent=path.sent_bytes,
+        received=path.received_bytes,
+        lost=path.lost_packets,
+        at=now,
+    )
     if path.rtt > 0 and sent / seconds >= LOADED * path.congestion_window / path.rtt:
-        rate = sent / seconds
+        seen.rate = sent / seconds
     if packets >= MIN_PACKETS:
-        loss = min(1.0, (path.lost_packets - last.lost) / packets)
+        seen.loss, seen.loss_at = min(1.0, (path.lost_packets - last.lost) / packets), now
+    elif now - last.loss_at >= LOSS_SECONDS:
+        seen.loss = None
     if received > 0:
-        carries = None
+        seen.carries = None
     elif packets >= SILENT_PACKETS:
-        carries = False
-    return _Seen(path.sent_bytes, path.received_bytes, path.lost_packets, now, rate, loss, carries)
+        seen.carries = False
+    return seen
 
 
 def _view(path: _core.PathInfo, entry: _Entry, now: float) -> PathView:
@@ -175,7 +198,7 @@ def _view(path: _core.PathInfo, entry: _Entry, now: float) -> PathView:
         id=path.id,
         method=path.method,
         family=6 if ":" in path.remote[0] else 4,
-        rtt=path.rtt,
+        rtt=seen.rtt,
         age=path.age,
         relay=None if path.via is None else path.via.hex(),
         delivery_rate=seen.rate,
