@@ -43,8 +43,8 @@ FRESH_SAMPLES: Final = 3
 """New mappings made to see how ports are chosen: two gaps tell a counter from chance."""
 
 SETTLE: Final = 0.05
-"""Seconds beyond two round trips after which a packet from outside has met the NAT. Until then
-nothing may be sent where it came from: that would let it in."""
+"""Seconds beyond two round trips to a relay after which a packet sent out there to ourselves has
+met the NAT. Until then nothing may be sent where it came from: that would let it in."""
 
 AGAIN: Final = 600.0
 """Seconds after which everything is tried again: carriers change their NATs, rarely."""
@@ -236,12 +236,10 @@ class NatProbe:
         self._tried.add(key)
         if self._is_reachable(family):
             return
-        async with asyncio.TaskGroup() as tasks:
-            # First, because what the node sends to the address at the relay lets answers in.
-            tasks.create_task(self._filtering(tunnel, bound, seen))
-            await asyncio.sleep(2 * (tunnel.core.rtt or 0.0) + SETTLE)
-            if await self._mapping(tunnel, bound):
-                await self._sample(bound, FRESH_SAMPLES)
+        # First, because what the node sends to the address at the relay lets answers in.
+        await self._filtering(tunnel, bound, seen)
+        if await self._mapping(tunnel, bound):
+            await self._sample(bound, FRESH_SAMPLES)
 
     def _seen_by(self, tunnel: Tunnel, family: Family) -> SocketAddress | None:
         for report in self._local.observed.observations():
@@ -258,7 +256,7 @@ class NatProbe:
         if tunnel.relay is None or self._contacts.knows(bound):
             return
         contacted = has_contacted(self._contacts, tunnel, seen.version)
-        back = await self._reflect(seen, via=tunnel)
+        back = await self._reflect(seen, 2 * (tunnel.core.rtt or 0.0) + SETTLE, via=tunnel)
         if tunnel.up:
             self._local.evidence = self._local.evidence.with_probe(
                 SelfProbe(
@@ -301,6 +299,7 @@ class NatProbe:
     async def _reflect(
         self,
         address: SocketAddress,
+        seconds: float = REFLECT_SECONDS,
         *,
         via: Tunnel | None = None,
         fresh: bool = False,
@@ -312,7 +311,7 @@ class NatProbe:
             reflection = self._core.reflect(
                 to_core(address),
                 address.port,
-                REFLECT_SECONDS,
+                seconds,
                 via=None if via is None else via.core,
                 fresh=fresh,
             )

@@ -8,19 +8,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from anyreach import _core
 from anyreach._local import from_core
 from anyreach._paths import current, has_direct
-from anyreach._punch_end import DEPENDENT, POOL, SPRAY, SPRAY_SECONDS, End, plain
+from anyreach._punch_end import (
+    DEPENDENT,
+    FEW_SECONDS,
+    POOL,
+    SPRAY,
+    SPRAY_SECONDS,
+    End,
+    plain,
+)
 from anyreach.addresses import Scope
 from anyreach.candidates import Candidate, CandidateKind, PairingResult
 from anyreach.errors import ConnectionLost
 from anyreach.events import Punch
 from anyreach.prediction import MAX_PREDICTED
 from anyreach.punching import Plan, could_improve, plan
-from anyreach.rounds import Round, Schedule
+from anyreach.rounds import USUAL_TTL, Round, Schedule
 from anyreach.trickling import for_round
 
 if TYPE_CHECKING:
@@ -54,8 +63,8 @@ MAX_OPENING: Final = 2
 REFRESH_SECONDS: Final = 4.0
 """Between two packets of each socket of a pool: shorter than any mapping lives."""
 
-HEAD_START: Final = 0.05
-"""Seconds the core gets to open a path to an address it probes itself, once that has answered."""
+STRAY: Final = 0.05
+"""Seconds beyond a round trip that what the peer has sent at one time arrives within."""
 
 _Pairs = tuple[tuple["SocketAddress", "SocketAddress"], ...]
 
@@ -88,7 +97,6 @@ class Client(End):
         self._moving = False  # candidates change because we had them changed
         self._answers: dict[int, asyncio.Future[list[SocketAddress]]] = {}
         self._opening: dict[SocketAddress, asyncio.Task[None]] = {}
-        self._probed: frozenset[SocketAddress] = frozenset()
         self._counted: set[SocketAddress] = set()
         self._entry: Entry | None = None
         self._last: Tried | None = None
@@ -294,12 +302,16 @@ class Client(End):
         remotes = dict.fromkeys(remote for _, remote in pairs)
         for address in remotes:
             self.kit.contacts.add(address.ip)
-        self._probed = frozenset(remotes)
         begun = self.loop.time()
         both = zip(
             plain(local for local, _ in pairs), plain(remote for _, remote in pairs), strict=True
         )
-        number = self.core.start_round(list(both), opener_ttl=action.opener_ttl, hold=action.hold)
+        ttl = action.opener_ttl
+        if action.crossed:
+            order = sorted(remotes, key=lambda a: a.sort_key, reverse=True)
+            self.core.openers(plain(order), ttl)
+            ttl = 0
+        number = self.core.start_round(list(both), opener_ttl=ttl, hold=action.hold)
         entry.uses(own, remotes, number=number)
         entry.because("no answer from any address of the peer")
         for after in action.again:
@@ -307,7 +319,12 @@ class Client(End):
             self.core.openers(plain(sorted(remotes, key=lambda a: a.sort_key)), 255)
 
     async def _predict(self, action: Round, entry: Entry) -> None:
-        """A round to and from the ports the NATs will use next; for IPv4, which is translated."""
+        """A round to and from the ports the NATs will use next; for IPv4, which is translated.
+
+        If one side alone has to be predicted, new sockets of it send: towards the one address of
+        the other there may be a mapping already, made when nobody looked. The usual socket will do
+        where every address is new.
+        """
         peer = self.peer_nat
         asks = peer is None or peer.mapping in DEPENDENT
         self._moving = True
@@ -321,7 +338,15 @@ class Client(End):
                 remote = [a for a in self._outside_of_peer() if a.ip in ips] or remote
             own = await measuring
             remote.sort(key=lambda address: address.sort_key)
-            await self._round(matched(own, remote), action, entry)
+            if asks and not self.is_dependent():
+                # They must get there: the peer's sockets have nobody else to answer.
+                action = replace(action, opener_ttl=USUAL_TTL, hold=0.0)
+            with self.few_sockets(None if asks else self._one(remote)[0]) as few:
+                if few:
+                    action = replace(action, opener_ttl=0, hold=0.0)
+                await self._round(matched(own, remote), action, entry)
+                if few:
+                    await asyncio.sleep(FEW_SECONDS)
         finally:
             measuring.cancel()
             self._take_in()
@@ -342,7 +367,7 @@ class Client(End):
         """Wait until the addresses of an answer are candidates, which come by another way."""
         wanted = set(announced)
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.rtt + HEAD_START):
+            async with asyncio.timeout(self.rtt + STRAY):
                 while not wanted <= set(self.remotes()):
                     self._arrived.clear()
                     await self._arrived.wait()
@@ -409,10 +434,6 @@ class Client(End):
             del self._answers[number]
 
     async def _open(self, address: SocketAddress) -> None:
-        if address in self._probed:
-            await asyncio.sleep(HEAD_START + self.rtt / 2)
-            if self._has_path(address):
-                return
         ((ip, port),) = plain([address]) or [("", 0)]
         if not ip or self.core.close_reason is not None:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -21,7 +22,7 @@ from anyreach.rounds import BirthdayBudget
 from anyreach.trickling import for_peer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from anyreach import _core
     from anyreach._flow import Waiter
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from anyreach.reachability import Family
     from anyreach.trickling import Told
 
-__all__ = ["DEPENDENT", "POOL", "SPRAY", "SPRAY_SECONDS", "Core", "End", "Kit"]
+__all__ = ["DEPENDENT", "FEW_SECONDS", "POOL", "SPRAY", "SPRAY_SECONDS", "Core", "End", "Kit"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,11 @@ by 1,024 different guesses 98 times in 100, and 256 mappings are what the smalle
 
 SPRAY_SECONDS: Final = 4.0
 """Over how long those packets are spread: 256 a second disturb no line that carries a call."""
+
+FEW: Final = 4
+FEW_SECONDS: Final = 4.0
+"""Sockets that send from predicted ports, and how long they are kept: four mappings in a row are
+among the predicted ones although others were made before them, and cost next to nothing."""
 
 MAX_PEERS: Final = 256
 """Peers whose birthday attempts are counted; who was forgotten may be tried once more."""
@@ -221,6 +227,23 @@ class End:
         ip, samples = found
         now = self.loop.time()
         return at_ports(ip, predict(samples, now, step=nat.step, lead=lead, count=count))
+
+    @contextmanager
+    def few_sockets(self, towards: SocketAddress | None) -> Iterator[bool]:
+        """New sockets that send to ``towards``, from the ports that were just predicted.
+
+        Not without an address, or where the port of the socket is kept; then it gives false.
+        """
+        if towards is None or self.own_nat.of(4).ports != "sequential":
+            yield False
+            return
+        self.kit.contacts.add(towards.ip)
+        ((ip, port),) = plain([towards])
+        pool = self.core.pool(ip, port, FEW)
+        try:
+            yield True
+        finally:
+            pool.close()
 
     def is_dependent(self) -> bool:
         """Whether our NAT maps every destination differently."""

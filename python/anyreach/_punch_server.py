@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from anyreach import _core
 from anyreach._local import from_core
-from anyreach._punch_end import POOL, SPRAY, SPRAY_SECONDS, End, plain
+from anyreach._punch_end import DEPENDENT, FEW_SECONDS, POOL, SPRAY, SPRAY_SECONDS, End, plain
 from anyreach.addresses import Scope
 from anyreach.errors import ConnectionLost
 from anyreach.prediction import MAX_PREDICTED
@@ -97,8 +97,7 @@ class Server(End):
         """The peer asks for a step; the latest question counts."""
         now = self.loop.time()
         soon = now < self._asked_at + ROUND_SPACING / 2
-        running = self._task is not None and not self._task.done() and method == "predict"
-        if soon or running or (method != "predict" and not self._allows(addresses)):
+        if soon or (method != "predict" and not self._allows(addresses)):
             self.core.prepared(number, False, [])
             return
         self._asked_at = now
@@ -122,7 +121,7 @@ class Server(End):
             match method:
                 case "predict":
                     self._entry = self.log.begin("predict", "the peer asked for it")
-                    await self._predict(number, count)
+                    await self._predict(number, addresses, count)
                 case "pool":
                     self._entry = self.log.begin("pool", "no packet of the peer came in")
                     await self._pool(number, addresses[0], count)
@@ -139,17 +138,26 @@ class Server(End):
         except ConnectionLost:
             pass
 
-    async def _predict(self, number: int, count: int) -> None:
+    async def _predict(self, number: int, addresses: Sequence[SocketAddress], count: int) -> None:
         """Say which ports our packets will come from, and have the peer told."""
+        peer = self.peer_nat
+        # See Client: one side alone has new sockets send, at once.
+        alone = peer is not None and peer.mapping not in DEPENDENT
+        towards = next(iter(addresses), None) if alone and self.is_dependent() else None
         if self.is_dependent():
-            # From the measurement until we send it takes the answer, and the round that follows.
-            predicted = await self.predict(4, self.rtt, min(count, MAX_PREDICTED))
+            # Else from the measurement until we send it takes the answer, and the round.
+            lead = 0.0 if alone else self.rtt
+            predicted = await self.predict(4, lead, min(count, MAX_PREDICTED))
             if not predicted:
                 self.core.prepared(number, False, [])
                 return
             self.predicted = predicted
             self.tell()
-        self.core.prepared(number, True, plain(self.predicted or self.outside())[:MAX_ANSWERED])
+        with self.few_sockets(towards) as few:
+            known = self.predicted or self.outside()
+            self.core.prepared(number, True, plain(known)[:MAX_ANSWERED])
+            if few:
+                await asyncio.sleep(FEW_SECONDS)
 
     async def _pool(self, number: int, address: SocketAddress, count: int) -> None:
         self.kit.contacts.add(address.ip)

@@ -6,13 +6,12 @@ import asyncio
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from anyreach._paths import has_direct
 from anyreach._proving import Contacts
-from anyreach._punching import Punching
 from anyreach._upgrades import Upgrades
 from anyreach._way import Way
 from anyreach.addresses import SocketAddress
@@ -22,6 +21,9 @@ from anyreach.peer import PeerId
 
 from .fake_core import FakeConnection, FakeEndpoint, FakePath, FakePathAttempt, FakeTunnel, settle
 from .virtual_time import in_virtual_time
+
+if TYPE_CHECKING:
+    from anyreach._punching import Punching
 
 RELAY, RELAY2 = (PeerId(bytes([i]) * 32) for i in (3, 4))
 DIRECT = SocketAddress.of("192.0.2.9", 9000)
