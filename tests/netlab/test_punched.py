@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from . import kinds
 from .cells import DUAL, QUICK, QUICK_DUAL, TABLE
 from .lab import Lab
 from .routers import Engine
 from .trial import DISTANT, PERFECT, Ground, Lines
+from .world import pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,3 +72,17 @@ def test_cell(
 ) -> None:
     trial = ground(engine, lines).run(*cell)
     assert not trial.faults, "\n".join(trial.faults)
+
+
+@pytest.mark.usefixtures("netlab")
+def test_the_command_line_waits_for_a_direct_path_and_tells_of_it() -> None:
+    with pair(kinds.PORT_RESTRICTED, kinds.CGNAT_PORT_RESTRICTED) as (world, near, far):
+        node = world.start_node(far)
+        outcome = world.run(near, "connect", node.peer_id, "--hold", "3", "--require", "direct")
+        assert outcome.code == 0, outcome.stderr
+        result = outcome.last("result")
+        assert result["method"] == "punched"
+        assert result["remote"].startswith(f"{far.external(4)}:")
+        assert result["ms_first"] <= result["ms_direct"]
+        theirs = node.process.wait_event("path", lambda e: e["method"] != "relayed")
+        assert theirs["remote"].startswith(f"{near.external(4)}:")
