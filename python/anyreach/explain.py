@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from anyreach.nat import NatReport
-from anyreach.punching import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from anyreach.connection import Method, Path
-    from anyreach.punching import PlanMethod
+    from anyreach.punching import Plan, PlanMethod
     from anyreach.rounds import Method as Technique
     from anyreach.rounds import Outcome
 
@@ -40,8 +39,6 @@ _SHOWN_ATTEMPTS: Final = 8
 
 _SHOWN_ADDRESSES: Final = 3
 """Addresses of an attempt in the text."""
-
-_NO_PLAN: Final = Plan((), "nothing was planned yet", certain=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +110,7 @@ class Account:
         outbound: whether this side dialed; that side starts the rounds.
         paths: the open paths, the one in use first.
         own, peer: the NATs of both ends; ``None`` where the peer has told nothing.
-        plan: what they allow.
+        plan: what they allow; ``None`` if nothing was planned, which needs a relayed path first.
         can_punch: whether both ends negotiated NAT traversal.
         direct: whether this node wants direct paths.
         birthday: whether it makes birthday attempts.
@@ -130,7 +127,7 @@ class Account:
     paths: tuple[Path, ...]
     own: NatReport = field(default_factory=NatReport)
     peer: NatReport | None = None
-    plan: Plan = _NO_PLAN
+    plan: Plan | None = None
     can_punch: bool = True
     direct: bool = True
     birthday: bool = True
@@ -156,7 +153,8 @@ class Explanation:
         own_nat, peer_nat: the NATs of both ends, as far as they are known; ``None`` where the peer
             has told nothing.
         plan: the first thing to try between the two: a technique of :class:`PunchAttempt`, or
-            ``"hopeless"``.
+            ``"hopeless"``; ``None`` if nothing was planned, as for connections that never were
+            relayed.
         why: the reason for the plan.
         certain: whether the plan rests on reports of both sides.
         candidates: what became of each address of both sides.
@@ -171,7 +169,7 @@ class Explanation:
     relay: str | None
     own_nat: NatReport
     peer_nat: NatReport | None
-    plan: PlanMethod
+    plan: PlanMethod | None
     why: str
     certain: bool
     candidates: tuple[CandidateNote, ...]
@@ -186,7 +184,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = [self._headline(), f"  here: {nat_text(self.own_nat)}"]
         lines.append(f"  peer: {nat_text(self.peer_nat)}")
-        lines.append(f"  plan: {self.plan} ({self.why})")
+        if self.plan is not None:
+            lines.append(f"  plan: {self.plan} ({self.why})")
         for side, title in (("own", "own addresses"), ("peer", "addresses of the peer")):
             notes = [note for note in self.candidates if note.side == side]
             lines += [f"  {title}:"] * bool(notes) + [f"    {note}" for note in notes]
@@ -210,6 +209,7 @@ class Explanation:
 def explain(account: Account) -> Explanation:
     """What the account amounts to."""
     path = next((path for path in account.paths if path.current), None)
+    plan = account.plan
     return Explanation(
         peer_id=account.peer_id,
         direction="out" if account.outbound else "in",
@@ -218,9 +218,9 @@ def explain(account: Account) -> Explanation:
         relay=path.relay if path else None,
         own_nat=account.own,
         peer_nat=account.peer,
-        plan=account.plan.method,
-        why=account.plan.reason,
-        certain=account.plan.certain,
+        plan=plan.method if plan else None,
+        why=plan.reason if plan else "",
+        certain=plan is not None and plan.certain,
         candidates=tuple(_notes(account)),
         attempts=account.attempts,
         helps=() if path and path.method != "relayed" else tuple(_helps(account)),

@@ -318,10 +318,13 @@ def _towards(
     own = _own(report, family)
     if not switches.punch:
         return told(*_by_relay(switches, meets, "punching is turned off"))
+    if own.filtering == "unknown":
+        own = replace(own, filtering=_STRICT)  # as most are
+        known = False
     judged = plan(own, kind.nat, client=True, birthday=switches.birthday)
     way = _WAYS[judged.method]
     if way == "relayed":
-        return told(*_by_relay(switches, meets, judged.reason), certain=judged.certain)
+        return told(*_by_relay(switches, meets, judged.reason), certain=judged.certain and known)
     if not meets:
         return told("none", "it takes a connected peer that relays, to meet there")
     reason = judged.reason

@@ -196,6 +196,12 @@ def test_a_connection_without_paths_says_so() -> None:
     assert "peer: nothing is known of a NAT" in str(told)
 
 
+def test_what_was_never_relayed_has_no_plan() -> None:
+    told = explain(Account("p" * 52, outbound=True, paths=(path(method="direct", relay=None),)))
+    assert (told.plan, told.why, told.certain) == (None, "", False)
+    assert "plan" not in str(told)
+
+
 @pytest.mark.parametrize(
     ("nat", "text"),
     [

@@ -155,6 +155,12 @@ def test_what_is_not_known_is_hedged() -> None:
     assert "probably punched" in str(replace(subject, outlook=outlook(subject, Switches())))
 
 
+def test_an_untried_filter_is_taken_for_a_strict_one() -> None:
+    entries = outlook(report(replace(HOME, filtering="unknown")), Switches())
+    (random,) = [entry for entry in entries if entry.peers == "random"]
+    assert (random.way, random.certain) == ("birthday", False)
+
+
 def carrier(name: Any, *, ok: bool) -> CarrierCheck:
     return CarrierCheck(name, ok, 12.0, 10.0 if ok else None, "no answer")
 
