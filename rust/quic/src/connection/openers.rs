@@ -96,7 +96,7 @@ impl Connection {
     /// The connection is established: its openers mean something from now on.
     pub(crate) fn take_openers(&self, desk: &Desk, journal: &Arc<Journal>) {
         if let Some(line) = &self.0.line {
-            line.belongs_to(self.id(), self.downgrade(), journal.clone());
+            line.belongs_to(self.id(), self.downgrade(), journal);
             desk.add(line);
         }
     }

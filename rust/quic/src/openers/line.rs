@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU8,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -99,7 +99,8 @@ pub(crate) struct Line {
 struct Owner {
     key: ConnectionKey,
     connection: WeakConnection,
-    journal: Arc<Journal>,
+    /// Weak, since it holds the latest connections, and those hold their lines.
+    journal: Weak<Journal>,
 }
 
 /// What came in.
@@ -165,12 +166,12 @@ impl Line {
         &self,
         key: ConnectionKey,
         connection: WeakConnection,
-        journal: Arc<Journal>,
+        journal: &Arc<Journal>,
     ) {
         let owner = Owner {
             key,
             connection,
-            journal,
+            journal: Arc::downgrade(journal),
         };
         // Said once, when the connection is established.
         let _ = self.owner.set(owner);
@@ -317,10 +318,10 @@ impl Line {
         }
         self.guard.met(from);
         if self.heard().way(from, now) {
-            if let Some(owner) = self.owner.get() {
-                owner
-                    .journal
-                    .opened(owner.key, owner.connection.clone(), from);
+            if let Some(owner) = self.owner.get()
+                && let Some(journal) = owner.journal.upgrade()
+            {
+                journal.opened(owner.key, owner.connection.clone(), from);
             }
             if let Some(datagram) = repeat {
                 self.repeat(datagram, from);
