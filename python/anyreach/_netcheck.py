@@ -316,7 +316,10 @@ async def _settle(facts: Facts, deadline: float) -> None:
     loop = asyncio.get_running_loop()
     while loop.time() < deadline:
         nat = facts.nat()
-        judged = nat.mapping == "none" or "unknown" not in (nat.mapping, nat.filtering, nat.ports)
+        if nat.mapping == "none":
+            judged = any(f.verdict != "unknown" for f in facts.reachability().families)
+        else:
+            judged = "unknown" not in (nat.mapping, nat.filtering, nat.ports)
         helped = any(facts.reserved(PeerId(core.peer_id)) for core in facts.cores())
         if facts.mapping().state != "asking" and (judged or not (helped or _may_help(facts))):
             return

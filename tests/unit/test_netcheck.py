@@ -33,7 +33,7 @@ from anyreach.netcheck import (
 )
 from anyreach.peer import KnownPeer, PeerId
 from anyreach.proxies import ProxySettings
-from anyreach.reachability import Evidence, Reachability, Surroundings, judge
+from anyreach.reachability import Inbound, Reachability, Surroundings, judge
 
 from .fake_core import FakeConnection, FakeEndpoint, FakePath, until
 from .fake_local import FakeLocal
@@ -261,7 +261,7 @@ class Rig:
 
     def _reachability(self) -> Reachability:
         around = Surroundings(self.local.own, self.local.observed.addresses, self.local.report)
-        return judge(around, Evidence())
+        return judge(around, self.local.evidence)
 
     async def _joined(self) -> None:
         await self.joined.wait()
@@ -316,6 +316,22 @@ async def test_what_is_about_to_be_known_is_waited_for_and_no_longer() -> None:
     found = await task
     assert found.seconds == pytest.approx(1.0, abs=0.1)
     assert found.nat == HOME
+
+
+@in_virtual_time
+async def test_without_a_nat_it_is_waited_for_what_gets_in() -> None:
+    rig = Rig(entries=((known(), HUB, None),), cores=[hub()])
+    rig.local = FakeLocal.at("203.0.113.7", seen=("203.0.113.7",))
+    rig.local.report = NatReport("none")
+    rig.joined.set()
+    task = asyncio.create_task(rig.gather())
+    await asyncio.sleep(1)
+    stranger = Inbound(SocketAddress.of("198.51.100.9", 4000), at=0.0)
+    rig.local.evidence = rig.local.evidence.with_inbound(stranger)
+    found = await task
+    assert found.seconds == pytest.approx(1.0, abs=0.1)
+    assert found.families[1].inbound == "reachable"
+    assert ways(found)["random"] == "punched"
 
 
 @in_virtual_time
