@@ -47,6 +47,8 @@ Secrets: TypeAlias = "dict[tuple[str, bytes], bytes]"
 _VERSION_1 = 1
 _FIXED_BIT = 0x40
 _LONG_HEADER = 0x80
+_STATELESS_RESET_TOKEN = 0x02  # transport parameter
+_RESET_TOKEN = 16  # bytes
 
 
 class Place(NamedTuple):
@@ -54,6 +56,10 @@ class Place(NamedTuple):
 
     ip: IPv4Address | IPv6Address
     port: int
+
+
+Datagram: TypeAlias = tuple[Place, Place, bytes]
+"""Source, destination, payload."""
 
 
 class Level(Enum):
@@ -136,13 +142,15 @@ class Dissection:
 
     Attributes:
         packets: those that were opened, in the order of the capture.
-        unopened: packets that look like QUIC and could not be opened, with their places.
+        resets: stateless resets, by a token that their sender has given out (RFC 9000 10.3).
+        unopened: other packets that look like QUIC and could not be opened.
         others: UDP payloads that are not QUIC: their fixed bit is clear.
     """
 
     packets: list[Packet] = field(default_factory=list)
-    unopened: list[tuple[Place, Place, bytes]] = field(default_factory=list)
-    others: list[tuple[Place, Place, bytes]] = field(default_factory=list)
+    resets: list[Datagram] = field(default_factory=list)
+    unopened: list[Datagram] = field(default_factory=list)
+    others: list[Datagram] = field(default_factory=list)
 
     def sessions(self) -> list[Session]:
         """The connections, in the order of their first packets."""
@@ -189,7 +197,10 @@ def dissect(ip_packets: Iterable[bytes], secrets: Secrets) -> Dissection:
                 else:
                     closed.append((index, source, destination, packet_or_rest))
         if len(closed) == len(waiting):
-            found.unopened = [entry[1:] for entry in closed]
+            for _, source, destination, payload in closed:
+                known = payload[-_RESET_TOKEN:] in opener.reset_tokens
+                kept = found.resets if known else found.unopened
+                kept.append((source, destination, payload))
             break
         waiting = closed
     found.packets.sort(key=lambda packet: packet.index)
@@ -202,6 +213,7 @@ class _Opener:
         # By destination connection id: whose it is, whether the client sends to it, which path.
         self._known: dict[bytes, tuple[Session, bool, int]] = {}
         self._lengths: set[int] = set()
+        self.reset_tokens: set[bytes] = set()
 
     def parts(self, payload: bytes) -> Iterator[bytes]:
         """The packets of a datagram (RFC 9000 section 12.2)."""
@@ -232,6 +244,7 @@ class _Opener:
                 self._read_handshake(session, space)
             elif isinstance(frame, NewConnectionId):
                 self._learn(frame.connection_id, session, not space.from_client, frame.path)
+                self.reset_tokens.add(frame.reset_token)
         return Packet(index, session, source, destination, space, number, frames)
 
     def _learn(self, connection_id: bytes, session: Session, from_client: bool, path: int) -> None:
@@ -284,6 +297,9 @@ class _Opener:
                     self._take_keys(session)
                 case EncryptedExtensions():
                     session.extensions = message
+                    token = message.transport_parameters.get(_STATELESS_RESET_TOKEN)
+                    if token is not None:
+                        self.reset_tokens.add(token)
 
     def _take_keys(self, session: Session) -> None:
         assert session.hello is not None
@@ -368,7 +384,7 @@ def _contiguous(parts: dict[int, bytes]) -> bytes:
     return stream
 
 
-def _udp(packet: bytes) -> tuple[Place, Place, bytes] | None:
+def _udp(packet: bytes) -> Datagram | None:
     """Addresses and payload of an IP packet, if it carries UDP and is not a fragment."""
     ip: type[IPv4Address | IPv6Address]
     if packet[0] >> 4 == 4:

@@ -42,6 +42,7 @@ class NewConnectionId:
 
     path: int
     connection_id: bytes
+    reset_token: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,7 @@ def _decode(frame_type: int, reader: Reader) -> Frame:
             path = reader.varint() if frame_type == 0x3E78 else 0
             reader.varint()
             reader.varint()
-            connection_id = reader.take(reader.uint(1))
-            reader.take(16)
-            return NewConnectionId(path, connection_id)
+            return NewConnectionId(path, reader.take(reader.uint(1)), reader.take(16))
         case 0x1A:
             return PathChallenge(reader.take(8))
         case 0x1B:

@@ -33,14 +33,14 @@ class Capture:
     path: Path
 
     def packets(self) -> Iterator[bytes]:
-        """The IP packets in it."""
+        """The IP packets in it; of one that is being written, those that are complete."""
         data = self.path.read_bytes()
         at = _FILE_HEADER
         while at + _RECORD_HEADER <= len(data):
             (length,) = struct.unpack_from("=I", data, at + 8)
-            at += _RECORD_HEADER
-            yield data[at : at + length]
-            at += length
+            at += _RECORD_HEADER + length
+            if at <= len(data):
+                yield data[at - length : at]
 
     def __contains__(self, needle: bytes) -> bool:
         """Whether any packet contains these bytes."""

@@ -38,6 +38,7 @@ def record(interface: str, file: BinaryIO) -> None:
             ready, _, _ = select.select([sock, sys.stdin], [], [])
             ended = sys.stdin in ready
             packets += _drain(sock, file)
+            file.flush()  # for whoever reads what is there so far
         _, dropped = struct.unpack("=II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         file.flush()
     print(json.dumps({"event": "recorded", "packets": packets, "dropped": dropped}), flush=True)
