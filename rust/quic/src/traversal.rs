@@ -88,6 +88,8 @@ struct State {
     /// Networks that are near for this peer only.
     near: Box<[Prefix]>,
     news: News,
+    /// When the peer was last asked for a packet, so that the engine can be told something.
+    nudged: Option<Instant>,
     /// Where the peer was met by coordination other than a round.
     coordinated: Vec<Address>,
 }
@@ -164,6 +166,7 @@ impl Layer {
                 role,
                 near: Box::default(),
                 news: News::default(),
+                nudged: None,
                 coordinated: Vec::new(),
             }),
             stirred: Notify::new(),
@@ -201,11 +204,30 @@ impl Layer {
         now: Instant,
         pairs: &[(Address, Address)],
     ) -> Result<u64, NoRound> {
+        self.begin(now, pairs, true)
+    }
+
+    /// As [`begin_round`](Self::begin_round), for the round before anything is known of the peer.
+    /// It does not hold up the one after it: of two that come together the peer takes both.
+    pub(crate) fn begin_early_round(
+        &self,
+        now: Instant,
+        pairs: &[(Address, Address)],
+    ) -> Result<u64, NoRound> {
+        self.begin(now, pairs, false)
+    }
+
+    fn begin(
+        &self,
+        now: Instant,
+        pairs: &[(Address, Address)],
+        paced: bool,
+    ) -> Result<u64, NoRound> {
         let mut state = self.state();
         let Role::Client(client) = &mut state.role else {
             return Err(NoRound::NotClient);
         };
-        if client.throttle.take(now).is_err() {
+        if paced && client.throttle.take(now).is_err() {
             return Err(NoRound::TooSoon);
         }
         // The engine probes all it knows of.
@@ -282,20 +304,24 @@ impl Layer {
         self.state().near = prefixes.into_iter().collect();
     }
 
-    /// What is near has changed. Whether the engine is to be told of it with the next packet of the
-    /// peer.
-    pub(crate) fn judge_again(&self) -> bool {
+    /// What is near has changed.
+    pub(crate) fn judge_again(&self) {
         let State { role, near, .. } = &mut *self.state();
-        let Role::Client(client) = role else {
-            return false;
-        };
-        let everywhere = self.near.get();
-        client
-            .offers
-            .judge(|address| filter::check(address, &[&everywhere, near]));
-        let correcting = !client.offers.is_correct();
+        if let Role::Client(client) = role {
+            let everywhere = self.near.get();
+            let judge = |address| filter::check(address, &[&everywhere, near]);
+            client.offers.judge(judge);
+            self.correct_offers(&client.offers);
+        }
+    }
+
+    /// Has the engine told what it does not know, with the next packets of the peer.
+    fn correct_offers(&self, offers: &Offers) {
+        let correcting = !offers.is_correct();
         self.correcting.store(correcting, Ordering::Relaxed);
-        correcting
+        if correcting {
+            self.stirred.notify_one();
+        }
     }
 
     /// Whether it matters what the engine knows.
@@ -303,13 +329,28 @@ impl Layer {
         self.correcting.load(Ordering::Relaxed)
     }
 
+    /// Whether to ask the peer for a packet now; if not, when. Not at all if none is needed.
+    pub(crate) fn nudge(&self, now: Instant, timeout: Duration) -> Result<(), Option<Instant>> {
+        if !self.is_correcting() {
+            return Err(None);
+        }
+        let nudged = &mut self.state().nudged;
+        let due = nudged.map_or(now, |nudged| nudged + timeout);
+        if due > now {
+            return Err(Some(due));
+        }
+        *nudged = Some(now);
+        Ok(())
+    }
+
     /// The addresses the engine knows of now.
     pub(crate) fn confirm(&self, engine: &[SocketAddr]) {
         let State { role, news, .. } = &mut *self.state();
         if let Role::Client(client) = role {
             news.candidates |= client.offers.confirm(engine);
-            self.correcting
-                .store(!client.offers.is_correct(), Ordering::Relaxed);
+            // Who was stirred asks again when it is time.
+            let correcting = !client.offers.is_correct();
+            self.correcting.store(correcting, Ordering::Relaxed);
         }
     }
 
@@ -333,13 +374,22 @@ impl Layer {
         probed || state.coordinated.contains(&remote)
     }
 
+    /// PUNCH_ME_NOW frames that were sent again.
+    pub(crate) fn resent(&self) -> u64 {
+        match &self.state().role {
+            Role::Client(client) => client.outbox.resent(),
+            Role::Server(_) => 0,
+        }
+    }
+
     /// Frames the server is not known to have, and how many were sent again.
     #[cfg(test)]
     fn outgoing(&self) -> (usize, u64) {
-        match &self.state().role {
-            Role::Client(client) => (client.outbox.pending(), client.outbox.resent()),
-            Role::Server(_) => (0, 0),
-        }
+        let pending = match &self.state().role {
+            Role::Client(client) => client.outbox.pending(),
+            Role::Server(_) => 0,
+        };
+        (pending, self.resent())
     }
 }
 

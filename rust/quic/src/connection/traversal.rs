@@ -10,7 +10,7 @@ use anyreach_wire::address::Address;
 use noq::PathId;
 use noq_proto::n0_nat_traversal;
 
-use super::Connection;
+use super::{Connection, path_number};
 use crate::{
     DialError,
     reach::sayable,
@@ -87,15 +87,25 @@ impl Connection {
     }
 
     pub(crate) fn near_changed(&self) {
-        let judged_anew = self.0.layer.as_ref().map(|layer| layer.judge_again());
-        if judged_anew == Some(true) {
-            // The engine is told with the next packet of the peer; so that there is one.
-            let path = self
-                .path_ids()
-                .first()
-                .and_then(|id| self.engine().path(*id));
-            // Fails for a path that was closed just now.
-            let _ = path.map(|path| path.ping());
+        if let Some(layer) = &self.0.layer {
+            layer.judge_again();
+        }
+    }
+
+    /// Has the peer send something, if that is needed for the engine to be told something. When to
+    /// look again.
+    fn nudge(&self, layer: &Layer, now: Instant) -> Option<Instant> {
+        if !layer.is_correcting() {
+            return None;
+        }
+        let path = *self.path_ids().first()?;
+        match layer.nudge(now, self.probe_timeout(path_number(path))) {
+            Ok(()) => {
+                // Fails for a path that was closed just now.
+                let _ = self.engine().path(path).map(|path| path.ping());
+                Some(now)
+            }
+            Err(due) => due,
         }
     }
 
@@ -186,6 +196,7 @@ impl Connection {
         };
         let mut stats = layer.counts.by_name().to_vec();
         stats.push(("probes_sent", layer.budget.probes_sent()));
+        stats.push(("frames_resent", layer.resent()));
         stats.extend(self.opener_stats());
         stats
     }
@@ -198,6 +209,10 @@ impl Connection {
         };
         loop {
             let due = layer.due(|path| self.probe_timeout(path));
+            let due = due
+                .into_iter()
+                .chain(self.nudge(layer, Instant::now()))
+                .min();
             tokio::select! {
                 () = layer.stirred() => {}
                 () = wait_until(due), if due.is_some() => {}

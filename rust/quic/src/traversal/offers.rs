@@ -1,8 +1,9 @@
 //! What the server of a connection has offered: the addresses its client may probe.
 //!
-//! Pure. An address that is refused because it is far is kept: a peer offers its addresses at once,
-//! and that it is in the same network may be found out later. The engine is then told, or told the
-//! contrary, in [corrections](Offers::corrections) that go with another packet.
+//! Pure. Some of what is refused is kept: a peer offers its addresses at once, and that one is near
+//! may be found out later; and it offers new ones before it takes back the old, so that there may be
+//! too many for a moment. The engine is then told, or told the contrary, in
+//! [corrections](Offers::corrections) that go with another packet.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -17,6 +18,9 @@ use anyreach_wire::{
 
 use super::{MAX_CANDIDATES, filter::Refusal, withdrawn::Withdrawn};
 
+/// Offers kept, among them those the engine is not told of.
+const MAX_KEPT: usize = 2 * MAX_CANDIDATES;
+
 /// What is offered, by sequence number.
 #[derive(Debug, Default)]
 pub(super) struct Offers {
@@ -27,6 +31,8 @@ pub(super) struct Offers {
 #[derive(Debug)]
 struct Offer {
     address: Address,
+    /// Whether nothing speaks against the address.
+    good: bool,
     /// Whether the engine should know of it.
     wanted: bool,
     /// Whether it does.
@@ -55,7 +61,8 @@ pub(super) enum Refused {
 impl Offers {
     /// The peer offers an address, of which this is thought.
     pub(super) fn add(&mut self, add: AddAddress, judged: Result<(), Refusal>) -> Verdict {
-        let full = self.offered.len() >= MAX_CANDIDATES;
+        let full = self.offered.len() >= MAX_KEPT;
+        let room = self.wanted() < MAX_CANDIDATES;
         match (self.offered.entry(add.sequence), judged) {
             // A number stands for one address: another one is a new advertisement.
             (Entry::Occupied(known), _) if known.get().address != add.address => Verdict::Stale,
@@ -67,14 +74,17 @@ impl Offers {
             }
             (Entry::Vacant(_), _) if full => Verdict::Refuse(Refused::Limit),
             (Entry::Vacant(new), judged) => {
-                let taken = judged.is_ok();
+                let good = judged.is_ok();
+                let taken = good && room;
                 new.insert(Offer {
                     address: add.address,
+                    good,
                     wanted: taken,
                     known: taken,
                 });
                 match judged {
-                    Ok(()) => Verdict::Pass(true),
+                    Ok(()) if room => Verdict::Pass(true),
+                    Ok(()) => Verdict::Refuse(Refused::Limit),
                     Err(refusal) => Verdict::Refuse(Refused::Address(refusal)),
                 }
             }
@@ -85,6 +95,7 @@ impl Offers {
     pub(super) fn remove(&mut self, sequence: VarInt) -> bool {
         self.withdrawn.insert(sequence);
         let removed = self.offered.remove(&sequence);
+        self.choose();
         removed.is_some_and(|offer| offer.known)
     }
 
@@ -99,7 +110,26 @@ impl Offers {
     /// Judges everything anew.
     pub(super) fn judge(&mut self, judge: impl Fn(Address) -> Result<(), Refusal>) {
         for offer in self.offered.values_mut() {
-            offer.wanted = judge(offer.address).is_ok();
+            offer.good = judge(offer.address).is_ok();
+        }
+        self.choose();
+    }
+
+    fn wanted(&self) -> usize {
+        let wanted = self.offered.values().filter(|offer| offer.wanted);
+        wanted.count()
+    }
+
+    /// Chooses what the engine should know of: what it knows already, then the oldest.
+    fn choose(&mut self) {
+        for offer in self.offered.values_mut() {
+            offer.wanted &= offer.good;
+        }
+        let room = MAX_CANDIDATES.saturating_sub(self.wanted());
+        let waiting = self.offered.values_mut();
+        let waiting = waiting.filter(|offer| offer.good && !offer.wanted);
+        for offer in waiting.take(room) {
+            offer.wanted = true;
         }
     }
 
@@ -178,10 +208,17 @@ mod tests {
         for number in 0..MAX_CANDIDATES as u32 {
             assert_eq!(offers.add(add(number, 1), Ok(())), Verdict::Pass(true));
         }
-        let one_more = offers.add(add(99, 1), Ok(()));
-        assert_eq!(one_more, Verdict::Refuse(Refused::Limit));
+        let limit = Verdict::Refuse(Refused::Limit);
+        for number in 100..100 + MAX_KEPT as u32 {
+            assert_eq!(offers.add(add(number, 2), Ok(())), limit);
+        }
+        assert!(offers.is_correct() && offers.offered.len() == MAX_KEPT);
+        // As soon as one of the old goes, a new one comes in.
         offers.remove(VarInt::from_u32(5));
-        assert_eq!(offers.add(add(99, 1), Ok(())), Verdict::Pass(true));
+        let corrections: Vec<Frame> = offers.corrections().collect();
+        assert_eq!(corrections, [Frame::AddAddress(add(100, 2))]);
+        assert!(offers.confirm(&[add(100, 2).address.into()]));
+        assert!(offers.is_correct() && known(&offers).len() == MAX_CANDIDATES);
     }
 
     #[test]

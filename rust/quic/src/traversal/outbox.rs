@@ -194,7 +194,6 @@ impl Outbox {
     }
 
     /// Frames sent once more, ever.
-    #[cfg(test)]
     pub(super) fn resent(&self) -> u64 {
         self.resent
     }

@@ -226,6 +226,7 @@ impl Layer {
             }
             (Role::Client(client), Frame::RemoveAddress(remove)) => {
                 news.candidates |= client.offers.remove(remove.sequence);
+                self.correct_offers(&client.offers);
                 self.stirred.notify_one();
                 set_type(payload, frame, translate);
             }
