@@ -84,6 +84,10 @@ class Core(Protocol):
         """Networks in which addresses of peers are not refused."""
         ...
 
+    def connections(self) -> list[_core.Connection]:
+        """All connections."""
+        ...
+
 
 @dataclass(slots=True)
 class Kit:

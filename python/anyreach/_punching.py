@@ -148,11 +148,10 @@ class Punching:
         end = self._ends.get(core.id)
         return () if end is None else end.log.attempts
 
-    def account(
-        self, core: _core.Connection, paths: Sequence[Path], *, udp_blocked: bool = False
-    ) -> Account:
+    def account(self, core: _core.Connection, paths: Sequence[Path]) -> Account:
         """Everything :func:`anyreach.explain.explain` needs."""
         end = self._ends.get(core.id)
+        ways = [path for other in self._kit.core.connections() for path in other.paths()]
         account = Account(
             peer_id=str(PeerId(core.peer_id)),
             outbound=core.outbound,
@@ -161,7 +160,7 @@ class Punching:
             can_punch=core.can_punch,
             direct=self._enabled,
             birthday=self._kit.birthday,
-            udp_blocked=udp_blocked,
+            udp_blocked=bool(ways) and all(path.tunnelled for path in ways),
         )
         return account if end is None else _filled(account, end)
 

@@ -247,6 +247,7 @@ def _notes(account: Account) -> Iterable[CandidateNote]:
     why_not = dict(account.no_pair)
     working = [path for path in account.paths if path.method != "relayed"]
     remotes = {path.remote for path in working}
+    hosts = {_ip(remote) for remote in remotes}
     # The source a path has is known by the report of the peer, or as an address without port.
     used = {path.observed for path in working} | {path.local for path in working}
     for address, kind in account.own_candidates:
@@ -257,6 +258,8 @@ def _notes(account: Account) -> Iterable[CandidateNote]:
     for address in dict.fromkeys((*account.peer_candidates, *sorted(remotes))):
         tried = [a for a in account.attempts if address in a.remote]
         outcome, detail = _outcome(address in remotes, why_not.get(address), tried)
+        if outcome == "worked" and _ip(address) in hosts:
+            detail = "it led to a path at another port"
         yield CandidateNote("peer", address, "told", outcome, detail)
 
 

@@ -166,6 +166,16 @@ def test_each_candidate_has_its_fate() -> None:
     assert notes[others[3]] == ("untried", "not tried so far")
 
 
+def test_a_birthday_attempt_ends_at_another_port() -> None:
+    direct = path(method="punched", remote="198.51.100.7:50123", relay=None)
+    told = explain(
+        account(paths=(direct,), attempts=(attempt(technique="pool", outcome="direct"),))
+    )
+    (note, works) = [note for note in told.candidates if note.side == "peer"]
+    assert (note.outcome, note.detail) == ("worked", "it led to a path at another port")
+    assert (works.address, works.outcome) == ("198.51.100.7:50123", "works")
+
+
 def test_an_own_address_without_its_port_is_recognised() -> None:
     direct = path(method="direct", remote=PEER, relay=None, local="192.0.2.9")
     told = explain(account(paths=(direct,)))
