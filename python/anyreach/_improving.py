@@ -117,6 +117,10 @@ class Improving:
                 return False
         return True
 
+    def expect(self) -> None:
+        """Somebody is being looked for, who may have to be punched: find out about the NAT."""
+        self._probe.want()
+
     def entered(self, core: _core.Connection) -> None:
         """There is a connection."""
         self._punching.begin(core)

@@ -42,9 +42,14 @@ REFLECT_SECONDS: Final = 1.0
 FRESH_SAMPLES: Final = 3
 """New mappings made to see how ports are chosen: two gaps tell a counter from chance."""
 
-SETTLE: Final = 0.05
-"""Seconds beyond two round trips to a relay after which a packet sent out there to ourselves has
-met the NAT. Until then nothing may be sent where it came from: that would let it in."""
+ONE_WAY_AND_BACK: Final = 1.5
+SETTLE: Final = 0.01
+"""When a packet to ourselves out of the relay has met the NAT, in round trips to the relay and
+seconds: it goes there once, and comes back once. Until then nothing may be sent where it came from,
+which would let it in; and others wait for what comes of all this."""
+
+UNKNOWN_RTT: Final = 0.1
+"""Seconds to a relay and back, where nobody knows."""
 
 AGAIN: Final = 600.0
 """Seconds after which everything is tried again: carriers change their NATs, rarely."""
@@ -87,6 +92,9 @@ class NatProbe:
         contacts: whom it has sent something.
         enabled: whether experiments may be made, and tunnels opened for them.
         changed: called when there are results.
+
+    Attributes:
+        idle: not set while results are about to come.
     """
 
     def __init__(
@@ -112,6 +120,8 @@ class NatProbe:
         self._borrowed: Tunnel | None = None
         self._wanted_until = 0.0
         self._news = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     def wake(self) -> None:
         """A tunnel came up, or peers tell something new about our address."""
@@ -189,8 +199,11 @@ class NatProbe:
         return next((address for address in bound if address.version == family), None)
 
     async def _borrow(self) -> None:
-        """Have a tunnel, where somebody needs to know and there is none."""
+        """Have a tunnel, where somebody needs to know, nobody knows, and there is none."""
         if self._loop.time() >= self._wanted_until or self._usable():
+            return
+        nat = self._local.nat().of(4)
+        if nat.mapping == "none" or "unknown" not in (nat.mapping, nat.ports):
             return
         self._return()
         target = self._lender()
@@ -210,17 +223,24 @@ class NatProbe:
             self._borrowed = None
 
     def _lender(self) -> Target | None:
-        """The nearest peer that relays and is reached without a relay itself."""
+        """The nearest peer that relays, is reached without a relay itself, and sees a NAT."""
+        own = {address.ip for address in self._local.host_addresses()}
+        translated = {
+            report.observer
+            for report in self._local.observed.observations()
+            if report.address.version == 4 and report.address.ip not in own
+        }
         nearest: tuple[float, Target] | None = None
         for core in self._core.connections():
-            path = current(core.paths())
+            path, relay = current(core.paths()), PeerId(core.peer_id)
             if path is None or path.method == "relayed" or "relay" not in core.capabilities:
                 continue
-            address = from_core(*path.remote)
+            if relay not in translated or core.close_reason is not None:
+                continue
             if nearest is None or path.rtt < nearest[0]:
+                address = from_core(*path.remote)
                 host = HostPort(address.host, address.port)
-                target = Target(host, (address,), PeerId(core.peer_id), rtt=path.rtt)
-                nearest = path.rtt, target
+                nearest = path.rtt, Target(host, (address,), relay, rtt=path.rtt)
         return None if nearest is None else nearest[1]
 
     # Experiments
@@ -236,16 +256,36 @@ class NatProbe:
         self._tried.add(key)
         if self._is_reachable(family):
             return
-        # First, because what the node sends to the address at the relay lets answers in.
-        await self._filtering(tunnel, bound, seen)
-        if await self._mapping(tunnel, bound):
-            await self._sample(bound, FRESH_SAMPLES)
+        self.idle.clear()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                # New sockets disturb nothing; but what the node's own one sends to the address at
+                # the relay lets answers in.
+                tasks.create_task(self._sample(bound, FRESH_SAMPLES))
+                tasks.create_task(self._filtering(tunnel, bound, seen))
+                await asyncio.sleep(self._patience(tunnel))
+                tasks.create_task(self._mapping(tunnel, bound))
+        finally:
+            self.idle.set()
 
     def _seen_by(self, tunnel: Tunnel, family: Family) -> SocketAddress | None:
         for report in self._local.observed.observations():
             if report.observer == tunnel.relay and report.address.version == family:
                 return report.address
         return None
+
+    def _rtt(self, tunnel: Tunnel) -> float:
+        """Seconds to the relay and back, also when the tunnel is too young to know."""
+        if tunnel.core.rtt:
+            return tunnel.core.rtt
+        for core in self._core.connections():
+            path = current(core.paths())
+            if path is not None and tunnel.relay is not None and core.peer_id == tunnel.relay.raw:
+                return path.rtt
+        return UNKNOWN_RTT
+
+    def _patience(self, tunnel: Tunnel) -> float:
+        return ONE_WAY_AND_BACK * self._rtt(tunnel) + SETTLE
 
     def _is_reachable(self, family: Family) -> bool:
         nat = self._local.nat().of(family)
@@ -256,7 +296,9 @@ class NatProbe:
         if tunnel.relay is None or self._contacts.knows(bound):
             return
         contacted = has_contacted(self._contacts, tunnel, seen.version)
-        back = await self._reflect(seen, 2 * (tunnel.core.rtt or 0.0) + SETTLE, via=tunnel)
+        back = await self._reflect(seen, 2 * self._patience(tunnel), via=tunnel)
+        if back is not None and self._contacts.knows(bound):
+            return  # late, and maybe only let in because we have sent something there
         if tunnel.up:
             self._local.evidence = self._local.evidence.with_probe(
                 SelfProbe(
@@ -269,16 +311,16 @@ class NatProbe:
             )
             self._changed()
 
-    async def _mapping(self, tunnel: Tunnel, bound: SocketAddress) -> bool:
+    async def _mapping(self, tunnel: Tunnel, bound: SocketAddress) -> None:
         """Where a packet from the node's own socket comes from, seen at another port."""
         back = None
         for _ in range(2):  # one may get lost
             back = back or await self._reflect(bound)
         if back is None:
             logger.debug("nothing comes back through %s", tunnel.relay)
-            return False
-        self._note(back)
-        return True
+            return
+        self._local.experiments = self._local.experiments.with_reflection(back)
+        self._changed()
 
     async def _sample(self, bound: SocketAddress, count: int) -> list[Reflected]:
         """Have the NAT make new mappings; in one flight, so that nobody else's come between."""
@@ -291,10 +333,6 @@ class NatProbe:
         if back:
             self._changed()
         return back
-
-    def _note(self, reflected: Reflected) -> None:
-        self._local.experiments = self._local.experiments.with_reflection(reflected)
-        self._changed()
 
     async def _reflect(
         self,

@@ -63,6 +63,9 @@ MAX_OPENING: Final = 2
 REFRESH_SECONDS: Final = 4.0
 """Between two packets of each socket of a pool: shorter than any mapping lives."""
 
+DOUBT_SECONDS: Final = 0.3
+"""Most seconds to wait for an experiment under way that decides what the first round is to be."""
+
 STRAY: Final = 0.05
 """Seconds beyond a round trip that what the peer has sent at one time arrives within."""
 
@@ -168,6 +171,12 @@ class Client(End):
     # The loop
 
     async def _run(self) -> None:
+        nat = self.own_nat
+        if nat.mapping == "unknown" and nat.ports in ("sequential", "random"):
+            # A round that is not the right one would hold up the next by a second.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DOUBT_SECONDS):
+                    await self.kit.probe.idle.wait()
         while self.core.close_reason is None:
             self._news.clear()
             self._take_in()
@@ -469,7 +478,7 @@ class Client(End):
         self.kit.recorder.punch_round(tried.outcome)
         if entry is None:
             return
-        path = current(self.core.paths())
+        path = next((p for p in self.core.paths() if p.method != "relayed"), None)
         entry.end(tried.outcome, "it made a path" if tried.outcome == "direct" else None)
         self._count_candidates(entry)
         self.kit.emit(

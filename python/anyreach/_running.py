@@ -274,6 +274,8 @@ class Running:
 
     async def connect(self, peer: PeerAddress, timeout: float) -> Connection:
         """See :meth:`anyreach.Node.connect`."""
+        if not peer.addresses:
+            self._improving.expect()
         return self._adopt(await self._dialer.connect(peer, timeout))
 
     async def accept(self) -> Connection:

@@ -176,9 +176,8 @@ impl Endpoint {
             let timeout = timeout.min(LONGEST);
             Ok(Reflection {
                 local_port: reflection.local_port(),
-                // What cannot be sent does not arrive.
                 task: PerProcess::deferred(Task::spawn(&runtime, async move {
-                    reflection.arrive(timeout).await.unwrap_or_default()
+                    reflection.arrive(timeout).await
                 })),
             })
         })

@@ -8,8 +8,8 @@ use super::Endpoint;
 use crate::openers::{ReflectError, Reflection};
 
 impl Endpoint {
-    /// A datagram to an address of this node, as others reach it, from the node's own socket or from
-    /// one made for it (`fresh`): as yet unsent.
+    /// Sends a datagram to an address of this node, as others reach it, from the node's own socket or
+    /// from one made for it (`fresh`).
     ///
     /// # Errors
     /// [`ReflectError`].

@@ -28,7 +28,8 @@ use crate::directory::DirectorySlot;
 pub const MAX_REFLECTIONS: usize = 64;
 
 /// How often the datagram is sent, evenly over the first half of the time: so that one that is lost
-/// is not taken for a NAT that lets nothing in, and the last has time to arrive.
+/// is not taken for a NAT that lets nothing in, and the last has time to arrive. Through a tunnel it
+/// is sent once: a later one may be let in by what the node has sent meanwhile.
 const COPIES: u32 = 3;
 
 /// Where and how a reflection arrived.
@@ -84,7 +85,8 @@ impl Mirror {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An opener to itself, sent by `way`, canonical or synthetic `to`.
+    /// Sends an opener to itself, to a canonical or synthetic address. At once, so that several leave
+    /// in the order of the calls: NATs count.
     pub(crate) fn reflect(
         &self,
         socket: &MuxHandle,
@@ -110,14 +112,16 @@ impl Mirror {
             }
             waiting.insert(number, teller);
         }
-        Ok(Reflection {
+        let reflection = Reflection {
             datagram,
             to,
             socket: socket.clone(),
             spare,
             local_port,
             arrived,
-        })
+        };
+        reflection.send()?;
+        Ok(reflection)
     }
 
     /// Whether it is one of ours.
@@ -167,28 +171,30 @@ impl Reflection {
         self.local_port
     }
 
-    /// Sends it, and waits until it arrives; `None` if it has not in this time.
-    ///
-    /// # Errors
-    /// [`ReflectError`] if the first one cannot be sent.
-    pub async fn arrive(mut self, timeout: Duration) -> Result<Option<Reflected>, ReflectError> {
+    /// Waits until it arrives; `None` if it has not in this time.
+    pub async fn arrive(mut self, timeout: Duration) -> Option<Reflected> {
         let begin = Instant::now();
-        for copy in 0..COPIES {
-            match self.send() {
-                Err(error) if copy == 0 => return Err(error),
-                // Later ones are for luck.
-                _ => {}
-            }
-            let until = match copy + 1 {
-                COPIES => timeout,
-                next => timeout / 2 * next / COPIES,
+        let copies = if is_synthetic(self.to.ip()) {
+            1
+        } else {
+            COPIES
+        };
+        for next in 1..=copies {
+            let until = if next == copies {
+                timeout
+            } else {
+                timeout / 2 * next / copies
             };
             let arrived = tokio::time::timeout_at(begin + until, &mut self.arrived);
             if let Ok(arrived) = arrived.await {
-                return Ok(arrived.ok());
+                return arrived.ok();
+            }
+            if next < copies {
+                // The first one left; this one is for luck.
+                let _ = self.send();
             }
         }
-        Ok(None)
+        None
     }
 
     fn send(&self) -> Result<(), ReflectError> {
