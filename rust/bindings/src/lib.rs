@@ -17,6 +17,7 @@ mod identity;
 mod mlkem;
 mod openers;
 mod path;
+mod port_mapping;
 mod punching_notices;
 mod recv;
 mod runtime;
@@ -58,6 +59,8 @@ mod _core {
     use super::openers::{Pool, Reflection, Spray};
     #[pymodule_export]
     use super::path::PathInfo;
+    #[pymodule_export]
+    use super::port_mapping::PortMapping;
     #[pymodule_export]
     use super::recv::RecvStream;
     #[pymodule_export]

@@ -32,6 +32,7 @@ mod junk;
 pub mod mux;
 pub mod opener;
 mod port;
+pub mod port_mapping;
 pub mod ports;
 pub mod prefix;
 pub mod raw;
@@ -55,6 +56,7 @@ pub use mux::{
     ExtraOptions, ExtraSocket, Injector, MuxError, MuxHandle, Tunnel, TunnelSend, TunnelSendError,
 };
 pub use opener::{Arrival, ArrivedBy, OpenerSink};
+pub use port_mapping::{MappingProtocol, MappingState, PortMapping};
 pub use prefix::{ParsePrefixError, Prefix};
 pub use raw::{Hops, SpareSocket};
 pub use sender::is_possible_peer;
