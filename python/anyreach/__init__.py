@@ -40,9 +40,11 @@ from anyreach.errors import (
     StreamClosed,
     StreamReset,
 )
+from anyreach.explain import Explanation
 from anyreach.identity import Identity
 from anyreach.metrics import NodeMetrics
 from anyreach.nat import NatReport
+from anyreach.netcheck import NetworkReport
 from anyreach.node import Node
 from anyreach.paths import (
     DefaultPathPolicy,
@@ -76,12 +78,14 @@ __all__ = [
     "ConnectionStats",
     "DefaultPathPolicy",
     "DefaultRelayPolicy",
+    "Explanation",
     "ForkError",
     "Identity",
     "IdentityError",
     "IdentityInUse",
     "IpMode",
     "NatReport",
+    "NetworkReport",
     "Node",
     "NodeClosed",
     "NodeMetrics",

@@ -317,7 +317,8 @@ async def _settle(facts: Facts, deadline: float) -> None:
     while loop.time() < deadline:
         nat = facts.nat()
         if nat.mapping == "none":
-            judged = any(f.verdict != "unknown" for f in facts.reachability().families)
+            families = facts.reachability().families  # none if it talks to its own machine only
+            judged = not families or any(family.verdict != "unknown" for family in families)
         else:
             judged = "unknown" not in (nat.mapping, nat.filtering, nat.ports)
         helped = any(facts.reserved(PeerId(core.peer_id)) for core in facts.cores())
