@@ -25,6 +25,7 @@ __all__ = [
     "PathChallenge",
     "PathResponse",
     "decode_frames",
+    "decode_rest",
 ]
 
 
@@ -108,10 +109,15 @@ def decode_frames(payload: bytes) -> Iterator[tuple[int, Frame]]:
         if frame_type == _PADDING:
             reader.skip_padding()
             continue
-        yield frame_type, decode_frame(frame_type, reader) or _decode(frame_type, reader)
+        yield frame_type, decode_frame(frame_type, reader) or decode_rest(frame_type, reader)
 
 
-def _decode(frame_type: int, reader: Reader) -> Frame:
+def decode_rest(frame_type: int, reader: Reader) -> Frame:
+    """The rest of a frame of another type than those of the drafts, after its type.
+
+    Raises:
+        MalformedError: it is cut short, or nobody has defined the type.
+    """
     match frame_type:
         case 0x06:
             return Crypto(reader.varint(), reader.take(reader.varint()))
