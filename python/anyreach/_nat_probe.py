@@ -203,7 +203,8 @@ class NatProbe:
         if self._loop.time() >= self._wanted_until or self._usable():
             return
         nat = self._local.nat().of(4)
-        if nat.mapping == "none" or "unknown" not in (nat.mapping, nat.ports):
+        open_questions = {nat.filtering} if nat.mapping == "none" else {nat.mapping, nat.ports}
+        if "unknown" not in open_questions:
             return
         self._return()
         target = self._lender()
@@ -223,19 +224,18 @@ class NatProbe:
             self._borrowed = None
 
     def _lender(self) -> Target | None:
-        """The nearest peer that relays, is reached without a relay itself, and sees a NAT."""
-        own = {address.ip for address in self._local.host_addresses()}
-        translated = {
+        """The nearest peer that relays, is reached without a relay itself, and sees where from."""
+        observers = {
             report.observer
             for report in self._local.observed.observations()
-            if report.address.version == 4 and report.address.ip not in own
+            if report.address.version == 4
         }
         nearest: tuple[float, Target] | None = None
         for core in self._core.connections():
             path, relay = current(core.paths()), PeerId(core.peer_id)
             if path is None or path.method == "relayed" or "relay" not in core.capabilities:
                 continue
-            if relay not in translated or core.close_reason is not None:
+            if relay not in observers or core.close_reason is not None:
                 continue
             if nearest is None or path.rtt < nearest[0]:
                 address = from_core(*path.remote)
