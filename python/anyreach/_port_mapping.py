@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 Protocols: TypeAlias = Literal["pcp", "nat-pmp", "upnp"]
 
-RETRY_SECONDS: Final = 600.0
-"""How often routers are asked again that did not answer or refused: people turn port mapping on
-and reboot routers now and then, and a question is three small packets to the router."""
+GIVE_BACK_SECONDS: Final = 1.0
+"""How long closing a node waits for the router to take a mapping back: it answers in milliseconds.
+One that does not keeps the mapping until it expires, which harms nobody."""
 
 
 class Core(Protocol):
@@ -72,7 +72,6 @@ class PortMapper:
         self._protocol: Protocols | None = None
         self._error: str | None = None
         self._answered = False
-        self._again = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -98,10 +97,6 @@ class PortMapper:
         self._needed = True
         self._task = asyncio.create_task(self._run(), name="anyreach-port-mapping")
 
-    def network_changed(self) -> None:
-        """The node is somewhere else: a mapping of another router is of no use."""
-        self._again.set()
-
     async def end(self) -> None:
         """Give the mapping back."""
         task = self.abandon()
@@ -116,39 +111,30 @@ class PortMapper:
         return task
 
     async def _run(self) -> None:
-        with suppress(asyncio.CancelledError):
-            while True:
-                self._again.clear()
-                self._answered = False
-                await self._keep()
-
-    async def _keep(self) -> None:
-        """Hold one mapping until the network changes, or there is none and it is time to ask."""
-        try:
+        # The core asks again by itself: after a while, and when the network changes.
+        with suppress(asyncio.CancelledError, OSError):
             mapping = self._core.map_port()
-        except OSError as error:  # no such network: as if nobody answered
-            self._take(None, None, str(error))
-            await self._asked_again(RETRY_SECONDS)
-            return
-        following = asyncio.create_task(self._follow(mapping), name="anyreach-port-mapping-follow")
-        try:
-            while not await self._asked_again(RETRY_SECONDS) and self._external is not None:
-                pass
-        finally:
-            following.cancel()
-            await asyncio.wait([following])
-            mapping.close()
-            self._take(None, None, None)
+            try:
+                await self._follow(mapping)
+            finally:
+                held = self._external is not None
+                seen = mapping.changes
+                mapping.close()
+                self._take(None, None, None)
+                if held:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(GIVE_BACK_SECONDS):
+                            await self._wait(mapping.poll_change, seen)
 
     async def _follow(self, mapping: _core.PortMapping) -> None:
-        seen = -1
         while True:
-            seen = await self._wait(mapping.poll_change, seen)
+            seen = mapping.changes  # before the rest, so that no change goes unnoticed
             external = mapping.external
             address = None if external is None else from_core(*external)
             if address is not None and not address.scope.dialable:
                 address = None  # some routers answer 0.0.0.0 while they have no connection
             self._take(address, mapping.protocol, mapping.error)
+            await self._wait(mapping.poll_change, seen)
 
     def _take(
         self, address: SocketAddress | None, protocol: Protocols | None, error: str | None
@@ -165,13 +151,6 @@ class PortMapper:
             logger.info("%s leads here, by %s", address, protocol)
             self._recorder.candidate("mapped", "reported")
         self._told()
-
-    async def _asked_again(self, seconds: float) -> bool:
-        """Wait so long, or until the network changes, and say whether it did."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._again.wait()
-        return self._again.is_set()
 
 
 def behind_nat(external: Iterable[SocketAddress], host: Iterable[SocketAddress]) -> bool:

@@ -344,7 +344,6 @@ class Running:
     def _network_changed(self) -> None:
         self._book.network_changed()
         self._relaying.network_changed()
-        self._mapper.network_changed()
         self._tunnels.network_changed()
         self._improving.network_changed()
 

@@ -6,7 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from anyreach._port_mapping import RETRY_SECONDS, PortMapper, behind_nat
+import pytest
+
+from anyreach._port_mapping import GIVE_BACK_SECONDS, PortMapper, behind_nat
 from anyreach.addresses import SocketAddress
 from anyreach.metrics import Recorder
 
@@ -129,7 +131,7 @@ async def test_a_mapping_is_told_counted_and_given_back() -> None:
 
 
 @in_virtual_time
-async def test_silence_is_silent_and_asked_again_later() -> None:
+async def test_silence_is_silent() -> None:
     rig = Rig()
     rig.mapper.found_nat()
     await settle()
@@ -138,49 +140,52 @@ async def test_silence_is_silent_and_asked_again_later() -> None:
     assert rig.mapper.report.state == "none"
     assert rig.mapper.report.error == "no router answered"
     assert rig.told == []
-    await asyncio.sleep(RETRY_SECONDS + 1)
-    assert len(rig.asked) == 2
-    assert rig.asked[0].closed
+    begun = asyncio.get_running_loop().time()
     await rig.mapper.end()
+    assert asyncio.get_running_loop().time() == begun, "there is nothing to give back"
+    assert rig.asked[0].closed
 
 
 @in_virtual_time
-async def test_a_mapping_that_is_there_is_left_alone() -> None:
+async def test_a_lost_mapping_is_told_and_may_come_back() -> None:
     rig = Rig()
     rig.mapper.found_nat()
     await settle()
-    rig.asked[0].become(EXTERNAL)
-    await asyncio.sleep(5 * RETRY_SECONDS)
-    assert len(rig.asked) == 1
+    for external in (EXTERNAL, None, EXTERNAL):
+        rig.asked[0].become(external)
+        await settle()
+    assert rig.told == [("203.0.113.7:41000",), (), ("203.0.113.7:41000",)]
     await rig.mapper.end()
 
 
+@pytest.mark.parametrize("answers", [True, False])
 @in_virtual_time
-async def test_a_change_of_network_asks_at_once() -> None:
+async def test_the_end_waits_for_the_router_a_moment(answers: bool) -> None:
     rig = Rig()
-    rig.mapper.network_changed()
     rig.mapper.found_nat()
     await settle()
-    rig.asked[0].become(EXTERNAL)
+    (mapping,) = rig.asked
+    mapping.become(EXTERNAL)
     await settle()
-    rig.mapper.network_changed()
-    await settle()
-    assert rig.asked[0].closed
-    assert len(rig.asked) == 2
-    assert rig.told == [("203.0.113.7:41000",), ()]
-    await rig.mapper.end()
+    begun = asyncio.get_running_loop().time()
+    ending = asyncio.create_task(rig.mapper.end())
+    await asyncio.sleep(0.2)
+    assert mapping.closed
+    assert not ending.done()
+    if answers:
+        mapping.become(None)
+    await ending
+    took = asyncio.get_running_loop().time() - begun
+    assert took == pytest.approx(0.2 if answers else GIVE_BACK_SECONDS, abs=0.01)
 
 
 @in_virtual_time
-async def test_what_cannot_be_asked_is_tried_again() -> None:
+async def test_what_cannot_be_asked_is_no_error() -> None:
     rig = Rig()
     rig.failing = True
     rig.mapper.found_nat()
     await settle()
-    assert rig.mapper.report.error == "no network"
-    rig.failing = False
-    await asyncio.sleep(RETRY_SECONDS + 1)
-    assert len(rig.asked) == 1
+    assert rig.told == []
     await rig.mapper.end()
 
 
