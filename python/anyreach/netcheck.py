@@ -328,8 +328,8 @@ def _towards(
     if not meets:
         return told("none", "it takes a connected peer that relays, to meet there")
     reason = judged.reason
-    if _inbound(report, family) == "reachable":
-        reason += "; direct if they dial"
+    if _lets_in(report, family):
+        reason = "they are let in here; direct if they dial"
     return told(way, reason, certain=judged.certain and known)
 
 
@@ -341,11 +341,15 @@ def _own(report: NetworkReport, family: Family) -> NatReport:
         nat = replace(
             nat, mapping=part.mapping, filtering=part.filtering, ports=part.ports, step=part.step
         )
-    mapped = report.port_mapping.state == "mapped" and family == 4
-    if mapped or _inbound(report, family) == "reachable":
+    if _lets_in(report, family):
         # What leads here from anywhere makes up for what a NAT does to other packets.
-        return replace(nat, filtering="endpoint-independent")
+        return replace(nat, mapping="none", filtering="endpoint-independent")
     return nat
+
+
+def _lets_in(report: NetworkReport, family: Family) -> bool:
+    mapped = report.port_mapping.state == "mapped" and family == 4
+    return mapped or _inbound(report, family) == "reachable"
 
 
 def _inbound(report: NetworkReport, family: Family) -> Verdict:

@@ -109,6 +109,8 @@ def test_without_a_relay_only_those_that_can_be_dialed_are_reached() -> None:
 def test_a_mapped_port_makes_up_for_strict_filtering(mapped: bool) -> None:
     state = PortMapping("mapped", "203.0.113.7:41000", "pcp") if mapped else PortMapping("none")
     assert ways(report(port_mapping=state))["random"] == ("punched" if mapped else "birthday")
+    hard = report(RANDOM, port_mapping=state)
+    assert ways(hard)["random"] == ("punched" if mapped else "relayed")
 
 
 def test_ipv6_has_an_outlook_of_its_own() -> None:
