@@ -313,8 +313,13 @@ def _towards(
     if not switches.direct:
         return told(*_by_relay(switches, meets, "direct paths are turned off"))
     known = report.udp == "works"
+    has = {f.family for f in report.families if f.state in ("works", "silent")}
+    alone = has == {6} and family == 4
     if kind.peers == "open":
-        return told("direct", "they answer whoever dials", certain=known)
+        reason = "they answer whoever dials" + (", if they have IPv6" if alone else "")
+        return told("direct", reason, certain=known)
+    if alone:
+        return told(*_by_relay(switches, meets, "this node has no IPv4 and such NATs no IPv6"))
     own = _own(report, family)
     if not switches.punch:
         return told(*_by_relay(switches, meets, "punching is turned off"))
@@ -371,7 +376,11 @@ def _lines(report: NetworkReport) -> Iterable[str]:
     yield f"UDP          {_UDP[report.udp]}"
     for check in report.families:
         yield f"IPv{check.family}         {_family_text(check)}"
-    yield f"NAT          {nat_text(report.nat)}"
+    nat = report.nat
+    if nat.mapping == "none" and any(f.inbound == "reachable" for f in report.families):
+        # What came in from somebody the node had contacted is proof enough where there is no NAT.
+        nat = replace(nat, filtering="endpoint-independent")
+    yield f"NAT          {nat_text(nat)}"
     for peer in report.peers:
         if peer.sees is not None:
             yield f"             {_who(peer)} sees {peer.sees}"

@@ -124,6 +124,21 @@ def test_ipv6_has_an_outlook_of_its_own() -> None:
     assert found["random"] == "relayed"
 
 
+def test_a_node_with_ipv6_alone_meets_ipv4_nats_at_relays() -> None:
+    v6 = FamilyCheck(6, "works", "reachable", "a probe came in")
+    v4 = FamilyCheck(4, "none", "unknown", "nothing is known")
+    subject = report(NatReport("none", "address-dependent"), families=(v6, v4))
+    assert ways(subject) == {
+        "open": "direct",
+        "restricted": "relayed",
+        "sequential": "relayed",
+        "random": "relayed",
+        "ipv6": "punched",
+        "udp-blocked": "relayed",
+    }
+    assert "NAT          no NAT, and strangers get in" in str(subject)
+
+
 @pytest.mark.parametrize(
     ("switches", "restricted", "random"),
     [
