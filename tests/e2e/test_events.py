@@ -8,6 +8,7 @@ import time
 
 from anyreach import NatReport
 from anyreach.events import Connected, Disconnected, Event, ExternalAddress, Nat, Ready
+from anyreach.nat import FamilyNat
 
 from .support import DUAL, V4, Watch, at, nodes, port_of, soon, until
 
@@ -68,7 +69,8 @@ async def test_an_address_is_believed_when_peers_of_two_networks_agree() -> None
         await node.connect(at(second, "127.2.0.1"))
         assert await watch.next(ExternalAddress) == ExternalAddress(here, 2)
         assert node.metrics().candidates_total["observed", "believed"] == 1
-        assert node.nat == NatReport("none", "unknown", (here,), (2,))
+        ours = (FamilyNat(4, "none"),)
+        assert node.nat == NatReport("none", "unknown", (here,), (2,), families=ours)
         # That both leave says nothing about a NAT; but nobody vouches for the address any more.
         await first.close()
         await second.close()
@@ -78,7 +80,7 @@ async def test_an_address_is_believed_when_peers_of_two_networks_agree() -> None
         await node.connect(at(third, "127.3.0.1"))
         assert await watch.next(ExternalAddress) == ExternalAddress(here, 1)
         assert sum(isinstance(event, Nat) for event in watch.seen) == 1
-        assert node.nat == NatReport("none", "unknown", (here,), (1,))
+        assert node.nat == NatReport("none", "unknown", (here,), (1,), families=ours)
 
 
 async def test_events_are_json_with_the_documented_names() -> None:
@@ -94,7 +96,7 @@ async def test_events_are_json_with_the_documented_names() -> None:
                 *("peer_id", "direction", "method", "remote", "ms", "rtt_ms", "group", "relay"),
             },
             "external_address": {"address", "observers"},
-            "nat": {"mapping", "filtering"},
+            "nat": {"mapping", "filtering", "ports", "step"},
             "disconnected": {"peer_id", "reason"},
         }
         told: set[str] = set()

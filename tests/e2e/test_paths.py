@@ -115,9 +115,9 @@ async def line_to(port: int) -> AsyncIterator[tuple[Line, SocketAddress]]:
 
 
 def improve(nodes: Trio, connection: Connection, address: SocketAddress) -> None:
-    """Have alice try a direct path to bob there, as if bob had named it."""
+    """Have alice try a direct path to bob there, as if she had been dialing it."""
     assert nodes.alice._running is not None
-    nodes.alice._running._upgrades.begin(connection._core, [address], [])
+    nodes.alice._running._improving.upgrades.begin(connection._core, [address], [])
 
 
 async def test_data_moves_to_a_direct_path_and_back_when_that_dies() -> None:
