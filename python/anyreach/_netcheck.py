@@ -235,15 +235,23 @@ async def gather(facts: Facts, timeout: float) -> NetworkReport:
     async with asyncio.TaskGroup() as tasks:
 
         def check(subject: _Subject) -> asyncio.Task[tuple[CarrierCheck, ...]]:
-            return tasks.create_task(_checked(facts, subject, deadline))
+            return tasks.create_task(
+                _checked(facts, subject, deadline), name=f"anyreach-netcheck {subject.place.host}"
+            )
 
         subjects = await _known(facts, deadline)
         checks = [check(subject) for subject in subjects]
         await _until(min(deadline, begun + JOIN_SECONDS), facts.joined())
+        for subject, running in zip(subjects, checks, strict=True):
+            if _refuses(facts, subject):
+                running.cancel()
         subjects = _others(facts, subjects)
         checks += [check(subject) for subject in subjects[len(checks) :]]
         await _settle(facts, min(deadline, loop.time() + SETTLE_SECONDS))
-    peers = tuple(_peer(facts, s, c.result()) for s, c in zip(subjects, checks, strict=True))
+    peers = tuple(
+        _peer(facts, subject, () if done.cancelled() else done.result())
+        for subject, done in zip(subjects, checks, strict=True)
+    )
     report = NetworkReport(
         peer_id=str(facts.me),
         ip_mode=facts.mode.value,
@@ -336,6 +344,13 @@ async def _checked(facts: Facts, subject: _Subject, deadline: float) -> tuple[Ca
     return await _until(deadline, facts.check(subject.place)) or ()
 
 
+def _refuses(facts: Facts, subject: _Subject) -> bool:
+    """Whether the peer is connected and does not relay, so that nothing comes of trying."""
+    found = next((p for entry, p, _ in facts.known() if entry is subject.entry), None)
+    core = next((c for c in facts.cores() if found and c.peer_id == bytes(found)), None)
+    return core is not None and "relay" not in core.capabilities
+
+
 def _peer(facts: Facts, subject: _Subject, carriers: tuple[CarrierCheck, ...]) -> PeerCheck:
     peer_id, error = subject.place.peer_id, None
     for entry, found, failure in facts.known():
@@ -356,7 +371,7 @@ def _peer(facts: Facts, subject: _Subject, carriers: tuple[CarrierCheck, ...]) -
     relayed, relays = path.method == "relayed", "relay" in core.capabilities
     return replace(
         check,
-        carriers=carriers if relays else (),  # it refuses them all
+        carriers=carriers if relays else (),
         connected=True,
         error=None,
         method=path.method,

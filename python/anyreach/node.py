@@ -205,7 +205,9 @@ class Node:
         """
         running = self._open()
         _check_timeout(timeout)
-        return await running.diagnosis.netcheck(timeout)
+        report = await running.diagnosis.netcheck(timeout)
+        self._open()  # one that was closed meanwhile has nothing to report
+        return report
 
     # Connections
 
