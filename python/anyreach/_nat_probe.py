@@ -42,11 +42,12 @@ REFLECT_SECONDS: Final = 1.0
 FRESH_SAMPLES: Final = 3
 """New mappings made to see how ports are chosen: two gaps tell a counter from chance."""
 
-ONE_WAY_AND_BACK: Final = 1.5
-SETTLE: Final = 0.01
-"""When a packet to ourselves out of the relay has met the NAT, in round trips to the relay and
-seconds: it goes there once, and comes back once. Until then nothing may be sent where it came from,
-which would let it in; and others wait for what comes of all this."""
+ONE_WAY_AND_BACK: Final = 2.5
+SETTLE: Final = 0.03
+"""When it is known what became of packets to ourselves out of the relay, in round trips to the
+relay and seconds: one goes there and comes back, and where it was a dial (:mod:`._proving`) so does
+its answer, which a busy machine has to compute. Until then nothing may be sent where they came
+from, which would let them in; and others wait for what comes of all this."""
 
 UNKNOWN_RTT: Final = 0.1
 """Seconds to a relay and back, where nobody knows."""

@@ -232,7 +232,8 @@ class Proving:
         if reason in ("closed", "cancelled"):
             return  # the tunnel went
         arrived = reason == "self"
-        if arrived and any(self._contacts.knows(bound) for bound in tunnel.public):
+        bound = (address for address in tunnel.public if address.version == external.version)
+        if arrived and any(map(self._contacts.knows, bound)):
             return  # it was asked for
         probe = SelfProbe(
             6 if external.version == 6 else 4,
