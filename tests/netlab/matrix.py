@@ -20,7 +20,6 @@ from . import figures, kinds
 from .cells import DUAL, TABLE
 from .lab import Lab
 from .matrix_report import Circumstances, report
-from .process import NoEventError
 from .requirements import missing
 from .routers import Engine
 from .trial import Ground, Lines, Trial
@@ -145,7 +144,7 @@ def _run(batch: _Batch) -> list[Trial]:
         for near, far in batch.cells:
             try:
                 trial = ground.run(near, far)
-            except (NoEventError, OSError) as error:
+            except (AssertionError, OSError) as error:
                 trial = Trial.failed(near, far, batch.engine, str(error))
             state = trial.faults[0].partition("\n")[0] if trial.faults else "ok"
             print(f"{_name(trial)}: {trial.method}, {state}", file=sys.stderr, flush=True)

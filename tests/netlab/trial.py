@@ -162,22 +162,21 @@ class Meeting:
             return Trial.failed(*kinds, engine, f"not connected: {error}")
         faults = self._settle(required, marks, wait)
         packets = _packets(self._world.counters.read() - begun, self._world, self.near, self.far)
-        way = a.ways(b, since=marks[0])[-1]
-        if not faults:
-            faults = self._carry(a.way(b)["method"])
-        straight = [event for event in a.ways(b, since=marks[0]) if event["method"] in STRAIGHT]
-        first = [e for e in a.process.events[marks[0] :] if _is_first(e, b)]
+        faults += self._carry(straight=required <= STRAIGHT) if not faults else []
+        ways = a.ways(b, since=marks[0])
+        straight = [event["ms"] for event in ways if event["method"] in STRAIGHT]
+        first = [e["ms"] for e in a.process.events[marks[0] :] if _is_first(e, b)]
         trial = Trial(
             *kinds,
             engine,
-            way["method"],
-            way["remote"],
-            first[0]["ms"] if first else None,
+            ways[-1]["method"],
+            ways[-1]["remote"],
+            first[0] if first else None,
             connected["ms"],
-            straight[0]["ms"] if straight else None,
-            way["rtt_ms"],
+            straight[0] if straight else None,
+            ways[-1]["rtt_ms"],
             packets,
-            tuple(faults),
+            (*faults, *self._stories()) if faults else (),
         )
         self._part()
         return trial
@@ -185,6 +184,8 @@ class Meeting:
     def _settle(self, required: frozenset[str], marks: tuple[int, int], wait: float) -> list[str]:
         """Wait until both ends are where they must get; what is wrong if they do not."""
         ends = ((self.a, self.b, marks[0]), (self.b, self.a, marks[1]))
+        for one, other, since in ends:
+            one.wait_way(other, STRAIGHT | {"relayed"}, since=since)
         if required == {"relayed"}:
             if self.near.kind.egress is self.far.kind.egress is Egress.ANY:
                 time.sleep(_WATCHED)  # that nothing happens is what is tested
@@ -196,19 +197,25 @@ class Meeting:
                 left = max(0.0, deadline - time.monotonic())
                 one.wait_way(other, STRAIGHT, since=since, timeout=left)
         except NoEventError:
-            wanted = " or ".join(sorted(required))
-            return [f"not {wanted} within {wait:g} s", *self._stories()]
-        claims = [one.way(other)["method"] for one, other, _ in ends]
-        wrong = [m for m in claims[:1] if m not in required | {"relayed"}]
-        return [f"claims to be {m} where that cannot be" for m in wrong]
+            return [f"not {' or '.join(sorted(required))} within {wait:g} s"]
+        claim = self.a.way(self.b)["method"]
+        if claim not in required:
+            return [f"{claim} at last, not {' or '.join(sorted(required))}"]
+        return []
 
-    def _carry(self, method: str) -> list[str]:
-        """Send something each way; what is wrong with the way it took."""
+    def _carry(self, *, straight: bool) -> list[str]:
+        """Send something each way; what is wrong with the way it took.
+
+        Args:
+            straight: whether it must go without a relay.
+        """
         faults = []
         for one, other, sender, receiver in (
             (self.a, self.b, self.near, self.far),
             (self.b, self.a, self.far, self.near),
         ):
+            claims = [one.way(other)["method"]]
+            seen = len(one.process.events)
             before = self._world.counters.read()
             try:
                 one.start_transfer(BULK, other)(timeout=_MEETING)
@@ -216,15 +223,18 @@ class Meeting:
                 faults.append(f"no transfer from {sender.label}: {error}")
                 continue
             traffic = self._world.counters.read() - before
-            straight = traffic.sent(sender, receiver).bytes
-            relayed = _relayed(traffic, self._world, sender, receiver)
-            tcp = truth.cheapest(sender.kind, receiver.kind) is Cheapest.TCP
-            if method == "relayed":
-                # To a public end by TCP: it may be its own relay.
-                if straight > _STRAY and not tcp:
-                    faults.append(f"{sender.label} says relayed, but sent {straight} B straight")
-            elif relayed > _STRAY:
-                faults.append(f"{sender.label} says {method}, but sent {relayed} B by relay")
+            claims += [event["method"] for event in one.ways(other, since=seen)]
+            if straight and "relayed" in claims:
+                faults.append(f"{sender.label} went back to the relay: {', '.join(claims)}")
+            elif straight:
+                relayed = _relayed(traffic, self._world, sender, receiver)
+                if relayed > _STRAY:
+                    faults.append(f"{sender.label} says {claims}, but sent {relayed} B by relay")
+            # To a public end by TCP: it may be its own relay.
+            elif truth.cheapest(sender.kind, receiver.kind) is not Cheapest.TCP:
+                amount = traffic.sent(sender, receiver).bytes
+                if amount > _STRAY:
+                    faults.append(f"{sender.label} says {claims}, but sent {amount} B straight")
         return faults
 
     def _part(self) -> None:
@@ -289,9 +299,12 @@ class Ground:
         agent.process.wait_event(
             "known_peer", lambda event: event["state"] == "connected", timeout=_MEETING
         )
-        if not is_open(site.kind):
-            for relay in self.world.relays[:2]:
-                agent.wait_reserved(relay.node.peer_id, timeout=_MEETING)
+        if is_open(site.kind):
+            # It asks for an address at a relay only until it has seen that it needs none.
+            agent.process.wait_event("relay", timeout=_MEETING)
+            return
+        for relay in self.world.relays[:2]:
+            agent.wait_reserved(relay.node.peer_id, timeout=_MEETING)
 
     def run(self, near: SiteKind, far: SiteKind) -> Trial:
         """Let the nodes of a cell meet."""

@@ -126,6 +126,11 @@ def acceptable(near: SiteKind, far: SiteKind) -> frozenset[str]:
 def required(near: SiteKind, far: SiteKind) -> frozenset[str]:
     """The methods of which software must have got to one in the end: no relay where none need be.
 
-    The near end connects to the far one.
+    The near end connects to the far one. Where punching is needed, a plain dial of either end may
+    be answered all the same, once the punching has opened the way.
     """
-    return acceptable(near, far) - {"relayed"} or frozenset({"relayed"})
+    if is_dialable(near, far):
+        return frozenset({"direct"})
+    if cheapest(near, far) <= Cheapest.BIRTHDAY:
+        return frozenset({"direct", "punched"})
+    return frozenset({"relayed"})
