@@ -1,9 +1,7 @@
 """``anyreach netcheck [PEER]``: what this network can do, and why a pair is relayed.
 
-With ``--json`` the last lines are ``{"event":"netcheck",…}``, with the names of
-:class:`anyreach.netcheck.NetworkReport` and its parts, and for a PEER
-``{"event":"explanation",…}``, with those of :class:`anyreach.explain.Explanation`. Both have
-``text``, the report for people.
+With --json the last lines are {"event":"netcheck",...}, and for a PEER {"event":"explanation",...};
+docs/guide.md has their names. Exits with 1 if no known peer, or not the PEER, was reached.
 """
 
 from __future__ import annotations
