@@ -58,6 +58,7 @@ pub enum WalkError {
 ///
 /// # Errors
 /// Those of [`WalkError`] but [`BadRanges`](WalkError::BadRanges).
+#[inline]
 pub fn frame_at(payload: &[u8], at: usize) -> Result<Option<RawFrame>, WalkError> {
     let Some(start) = payload.get(at..).filter(|rest| !rest.is_empty()) else {
         return Ok(None);
@@ -129,6 +130,7 @@ impl Acknowledged {
 }
 
 /// An MTU probe is more than a thousand bytes of PADDING, so they are compared in blocks.
+#[inline]
 fn leading_zeros(bytes: &[u8]) -> usize {
     const BLOCK: [u8; 32] = [0; 32];
     let blocks = bytes
@@ -147,6 +149,7 @@ fn below(number: u64, by: u64) -> Result<u64, WalkError> {
     number.checked_sub(by).ok_or(WalkError::BadRanges)
 }
 
+#[inline]
 fn skip_contents(rest: &mut &[u8], frame_type: u64) -> Result<(), WalkError> {
     match frame_type {
         // PADDING with a type longer than need be; PING, HANDSHAKE_DONE, IMMEDIATE_ACK
@@ -216,6 +219,7 @@ fn skip_contents(rest: &mut &[u8], frame_type: u64) -> Result<(), WalkError> {
     Ok(())
 }
 
+#[inline]
 fn integers(rest: &mut &[u8], count: usize) -> Result<(), UnexpectedEnd> {
     for _ in 0..count {
         VarInt::decode(rest)?;
@@ -223,16 +227,19 @@ fn integers(rest: &mut &[u8], count: usize) -> Result<(), UnexpectedEnd> {
     Ok(())
 }
 
+#[inline]
 fn bytes(rest: &mut &[u8], count: usize) -> Result<(), UnexpectedEnd> {
     *rest = rest.get(count..).ok_or(UnexpectedEnd)?;
     Ok(())
 }
 
+#[inline]
 fn prefixed(rest: &mut &[u8]) -> Result<(), UnexpectedEnd> {
     let length = VarInt::decode(rest)?.get();
     bytes(rest, usize::try_from(length).map_err(|_| UnexpectedEnd)?)
 }
 
+#[inline]
 fn to_end_or_prefixed(rest: &mut &[u8], has_length: bool) -> Result<(), UnexpectedEnd> {
     if has_length {
         return prefixed(rest);
