@@ -8,6 +8,10 @@ const ACTIVE_CONNECTION_ID_LIMIT: VarInt = VarInt::from_u32(0x0e);
 /// Connection IDs the peer shall hold ready for each path: the one in use and one to change to,
 /// the least that is allowed. The engine asks for five, on every path there may ever be: most of
 /// what a fresh connection sends, stores and computes (a reset token each) would be for them.
+///
+/// draft-seemann-quic-nat-traversal-02, section 4.4.1, wants one for each validation at a time. With
+/// multipath every path number has IDs of its own, and the engine probes with the ID of a path it
+/// has, so that this limits nothing there; `tests/connection_ids.rs` holds it to that.
 const CONNECTION_IDS: u32 = 2;
 
 /// Asks for fewer connection IDs than the engine, which takes as many as it asked for.

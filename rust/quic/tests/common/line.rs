@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,13 +22,29 @@ const QUEUE: usize = 4096;
 
 /// Cuts a line: from those who dial, and back to them.
 #[derive(Clone)]
-pub struct Switch(Arc<[AtomicBool; 2]>);
+pub struct Switch(Arc<State>);
+
+struct State {
+    cut: [AtomicBool; 2],
+    /// Longer datagrams are dropped without a word, in both directions.
+    longest: AtomicUsize,
+}
 
 impl Switch {
     pub fn set(&self, cut: [bool; 2]) {
-        for (flag, cut) in self.0.iter().zip(cut) {
+        for (flag, cut) in self.0.cut.iter().zip(cut) {
             flag.store(cut, Ordering::Relaxed);
         }
+    }
+
+    /// From now on only datagrams up to this length pass.
+    pub fn squeeze(&self, longest: usize) {
+        self.0.longest.store(longest, Ordering::Relaxed);
+    }
+
+    fn passes(&self, direction: usize, length: usize) -> bool {
+        !self.0.cut[direction].load(Ordering::Relaxed)
+            && length <= self.0.longest.load(Ordering::Relaxed)
     }
 }
 
@@ -43,11 +59,14 @@ impl Line {
     pub async fn new(target: SocketAddr, one_way: Duration) -> Self {
         let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let address = front.local_addr().unwrap();
-        let cut = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
-        let task = tokio::spawn(forward(front, target, one_way, cut.clone()));
+        let switch = Switch(Arc::new(State {
+            cut: [AtomicBool::new(false), AtomicBool::new(false)],
+            longest: AtomicUsize::new(usize::MAX),
+        }));
+        let task = tokio::spawn(forward(front, target, one_way, switch.clone()));
         Self {
             address,
-            switch: Switch(cut),
+            switch,
             task,
         }
     }
@@ -77,12 +96,7 @@ impl Drop for Line {
 
 type Datagram = (Instant, Vec<u8>);
 
-async fn forward(
-    front: Arc<UdpSocket>,
-    target: SocketAddr,
-    one_way: Duration,
-    cut: Arc<[AtomicBool; 2]>,
-) {
+async fn forward(front: Arc<UdpSocket>, target: SocketAddr, one_way: Duration, switch: Switch) {
     let mut guests: HashMap<SocketAddr, Sender<Datagram>> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut buffer = vec![0; 65_536];
@@ -93,11 +107,11 @@ async fn forward(
         let there = match guests.get(&from) {
             Some(there) => there,
             None => {
-                let there = welcome(&mut tasks, &front, from, target, one_way, &cut).await;
+                let there = welcome(&mut tasks, &front, from, target, one_way, &switch).await;
                 guests.entry(from).or_insert(there)
             }
         };
-        if !cut[0].load(Ordering::Relaxed) {
+        if switch.passes(0, length) {
             let due = Instant::now() + one_way;
             let _ = there.try_send((due, buffer[..length].to_vec()));
         }
@@ -111,21 +125,21 @@ async fn welcome(
     from: SocketAddr,
     target: SocketAddr,
     one_way: Duration,
-    cut: &Arc<[AtomicBool; 2]>,
+    switch: &Switch,
 ) -> Sender<Datagram> {
     let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
     let (there, outgoing) = mpsc::channel(QUEUE);
     let (here, incoming) = mpsc::channel(QUEUE);
     tasks.spawn(deliver(back.clone(), target, outgoing));
     tasks.spawn(deliver(front.clone(), from, incoming));
-    let cut = cut.clone();
+    let switch = switch.clone();
     tasks.spawn(async move {
         let mut buffer = vec![0; 65_536];
         loop {
             let Ok(length) = back.recv(&mut buffer).await else {
                 continue;
             };
-            if !cut[1].load(Ordering::Relaxed) {
+            if switch.passes(1, length) {
                 let due = Instant::now() + one_way;
                 let _ = here.try_send((due, buffer[..length].to_vec()));
             }
