@@ -107,8 +107,8 @@ def has_contacted(contacts: Contacts, tunnel: Tunnel, version: int) -> bool:
     remote = tunnel.core.remote
     if remote is None:
         return True  # behind a proxy; who knows
-    sources = {a.ip for a in tunnel.public if a.version == version}
-    return any(ip in contacts for ip in (*sources, from_core(*remote).ip))
+    sources = (*(address.ip for address in tunnel.public), from_core(*remote).ip)
+    return any(ip in contacts for ip in sources if ip.version == version)
 
 
 class Proving:

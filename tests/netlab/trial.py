@@ -51,6 +51,8 @@ _STRAY: Final = BULK / 5
 _WATCHED: Final = 2.5
 """Seconds for which a pair that must stay relayed is watched, where UDP gets out at both ends."""
 
+_STRICT: Final = "address-and-port-dependent"
+
 _MEETING: Final = 45.0
 """Seconds; a bound on liveness."""
 
@@ -300,8 +302,13 @@ class Ground:
             "known_peer", lambda event: event["state"] == "connected", timeout=_MEETING
         )
         if is_open(site.kind):
-            # It asks for an address at a relay only until it has seen that it needs none.
-            agent.process.wait_event("relay", timeout=_MEETING)
+            # It asks for an address at a relay until it has seen that it needs none, and judges its
+            # filters when that is done.
+            agent.process.wait_any(
+                ("relay", "nat"),
+                lambda e: e.get("state") == "lost" or e.get("filtering") == _STRICT,
+                timeout=_MEETING,
+            )
             return
         for relay in self.world.relays[:2]:
             agent.wait_reserved(relay.node.peer_id, timeout=_MEETING)

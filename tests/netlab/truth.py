@@ -127,9 +127,10 @@ def required(near: SiteKind, far: SiteKind) -> frozenset[str]:
     """The methods of which software must have got to one in the end: no relay where none need be.
 
     The near end connects to the far one. Where punching is needed, a plain dial of either end may
-    be answered all the same, once the punching has opened the way.
+    be answered all the same, once the punching has opened the way. A node that can be dialed in one
+    family only keeps an address at a relay, and who dials both may get there first.
     """
-    if is_dialable(near, far):
+    if is_dialable(near, far) and {far.v4, far.v6} <= {Attachment.OPEN, Attachment.NONE}:
         return frozenset({"direct"})
     if cheapest(near, far) <= Cheapest.BIRTHDAY:
         return frozenset({"direct", "punched"})
