@@ -368,7 +368,7 @@ fn typed(addr: SocketAddr, family: SocketFamily, source: io::Error) -> BindError
 
 /// Asks for both buffers and reports what is in effect. A refusal is not an error: the node works
 /// with small buffers, only worse, and the sizes are there to be shown.
-fn raise_buffers(socket: &Socket, bytes: usize) -> BufferSizes {
+pub(crate) fn raise_buffers(socket: &Socket, bytes: usize) -> BufferSizes {
     if let Err(error) = socket.set_recv_buffer_size(bytes) {
         tracing::debug!(%error, bytes, "SO_RCVBUF not raised");
     }

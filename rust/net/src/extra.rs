@@ -19,10 +19,12 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use noq_udp::RecvMeta;
+use socket2::SockRef;
 use tokio::sync::mpsc;
 
 use crate::{
     addr::canonical,
+    bind::{DEFAULT_BUFFER_BYTES, raise_buffers},
     counters::Counters,
     opener::Entrance,
     port::Port,
@@ -222,6 +224,11 @@ impl Extra {
         });
         if new {
             self.adopted.fetch_add(1, Ordering::Relaxed);
+            if let Some(port) = self.port.get() {
+                // From now on it carries a path. All sockets of a pool with such buffers would be
+                // more than some systems grant.
+                raise_buffers(&SockRef::from(&**port.io), DEFAULT_BUFFER_BYTES);
+            }
             if let Some(adoptions) = &self.options.adoptions {
                 // The route stands whether or not anybody listens.
                 let _ = adoptions.try_send(Adoption {

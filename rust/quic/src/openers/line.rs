@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
     num::NonZeroU8,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -121,8 +122,10 @@ struct Heard {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sending {
     Sent,
-    /// Not to this address, or the system has no way there.
+    /// Not to this address.
     Refused,
+    /// The system could not send this one.
+    Failed,
     /// The peer has not paid for more.
     Unpaid,
     /// The socket takes no more right now.
@@ -268,7 +271,7 @@ impl Line {
                     }
                     error => {
                         tracing::trace!(%error, "opener not sent");
-                        Sending::Refused
+                        Sending::Failed
                     }
                 }
             }
@@ -357,6 +360,20 @@ impl Line {
         let heard = self.heard();
         let mut since = heard.ways.iter().filter(|(number, _)| *number >= ways);
         since.any(|(_, address)| address.ip() == host)
+    }
+
+    /// An address the peer has been heard from; waits for it if there is none yet.
+    pub(crate) async fn way(&self) -> SocketAddr {
+        let mut opened = pin!(self.opened.notified());
+        loop {
+            // First, so that none is missed.
+            opened.as_mut().enable();
+            if let Some((_, address)) = self.heard().ways.back() {
+                return *address;
+            }
+            opened.as_mut().await;
+            opened.set(self.opened.notified());
+        }
     }
 
     /// Waits for the next way to open. Ways that open between two calls may be missed.

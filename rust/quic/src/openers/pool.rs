@@ -68,7 +68,7 @@ impl Pool {
                 }
             };
             match send(&line, &socket, towards) {
-                Sending::Sent | Sending::Full => sockets.push(socket),
+                Sending::Sent | Sending::Full | Sending::Failed => sockets.push(socket),
                 // A socket without an opener has no port at the NAT.
                 Sending::Refused | Sending::Unpaid => break,
             }

@@ -66,18 +66,20 @@ impl Spray {
         }
     }
 
-    /// Sends them, until a way to the host opens or the peer's budget is spent. Dropping it ends it.
+    /// Sends them, until a way to the host opens; what the peer has not paid for in that time is left
+    /// out. Dropping it ends it.
     pub async fn run(self) -> Sprayed {
-        let (begin, mut sent) = (Instant::now(), 0);
+        let (begin, mut tried, mut sent) = (Instant::now(), 0, 0);
         let mut ports = Ports::default();
         let mut tick = tokio::time::interval(TICK);
         // One that is late sends what is due by then, and no more.
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        'spray: while sent < self.count {
+        'spray: while tried < self.count {
             if self.is_hit() {
                 return Sprayed { sent, hit: true };
             }
-            for _ in sent..self.due(begin.elapsed()) {
+            let elapsed = begin.elapsed();
+            while tried < self.due(elapsed) {
                 let Some(port) = ports.next(random) else {
                     break 'spray;
                 };
@@ -88,10 +90,14 @@ impl Spray {
                     .send(to, |datagram| socket.send_raw(datagram, to, Hops::None));
                 match sending {
                     Sending::Sent => sent += 1,
-                    // That port is left out; the next ones are tried with the next tick.
+                    Sending::Failed => {}
+                    // This port is left out; the next ones are tried with the next tick.
                     Sending::Full => break,
-                    Sending::Refused | Sending::Unpaid => break 'spray,
+                    // The peer may send more, until it is too late.
+                    Sending::Unpaid if elapsed < self.time => break,
+                    Sending::Unpaid | Sending::Refused => break 'spray,
                 }
+                tried += 1;
             }
             tick.tick().await;
         }
