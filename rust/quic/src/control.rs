@@ -109,12 +109,15 @@ impl ControlStream {
         (self.reader, ControlWriter { send, begun })
     }
 
-    /// Writes `message`, and right behind it how this node can be reached: then the peer knows from
-    /// the start which of our paths are relayed.
+    /// Writes `message`, and right behind it how this node can be reached and what its NAT does: then
+    /// the peer knows from the start which of our paths are relayed, and how to make a better one.
     async fn write(&mut self, message: &Message, outbox: &Outbox) -> Result<(), HelloError> {
         let mut bytes = control::encode(message);
         if let Some(reach) = outbox.take_reach() {
             bytes.extend(control::encode(&Message::Reach(reach)));
+        }
+        if let Some(nat) = outbox.take_nat() {
+            bytes.extend(control::encode(&Message::Nat(nat)));
         }
         Ok(self.send.write_all(&bytes).await?)
     }

@@ -106,6 +106,11 @@ impl Outbox {
         self.lock().reach.take()
     }
 
+    /// The report on our NAT that waits to be sent.
+    pub(crate) fn take_nat(&self) -> Option<Nat> {
+        self.lock().nat.take()
+    }
+
     pub(crate) fn ask(&self, find: Find) {
         self.lock().questions.push_back(find);
         self.filled.notify_one();
