@@ -25,7 +25,6 @@ mod tap;
 mod withdrawn;
 
 use std::{
-    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     sync::{
@@ -238,18 +237,18 @@ impl Layer {
             Counts::bump(&self.counts.budget);
             return Err(NoRound::Budget);
         }
-        let mut paired = BTreeMap::new();
+        let mut paired: Vec<(Address, VarInt)> = Vec::new();
         for (ours, theirs) in pairs {
             let pair = known.iter().find(|(_, address)| address == theirs);
             let pair = pair.map(|(sequence, _)| *sequence);
             let pair = pair.or_else(|| any_pair(known.iter().copied(), *ours));
             // The first is the best.
-            paired
-                .entry(*ours)
-                .or_insert_with(|| pair.unwrap_or_default());
+            if paired.iter().all(|(other, _)| other != ours) {
+                paired.push((*ours, pair.unwrap_or_default()));
+            }
         }
         self.arm();
-        let round = client.outbox.begin(now, paired);
+        let round = client.outbox.begin(now, &paired);
         Counts::bump(&self.counts.rounds);
         Ok(round.get())
     }

@@ -56,15 +56,14 @@ struct InFlight {
 }
 
 impl Outbox {
-    /// The next round, with these addresses of ours and what each is paired with.
-    pub(super) fn begin(&mut self, now: Instant, pairs: BTreeMap<Address, VarInt>) -> VarInt {
+    /// The next round, with these addresses of ours, in this order, and what each is paired with.
+    pub(super) fn begin(&mut self, now: Instant, pairs: &[(Address, VarInt)]) -> VarInt {
         // The engine counts its rounds from 1, and so does this.
         let next = VarInt::from_u64(self.round.get() + 1).unwrap_or(self.round);
         self.turn_to(next, now);
-        self.pairs = pairs;
-        let addresses: Vec<Address> = self.pairs.keys().copied().collect();
-        for address in addresses {
-            self.reach_out(now, next, address, None);
+        self.pairs = pairs.iter().copied().collect();
+        for (address, _) in pairs {
+            self.reach_out(now, next, *address, None);
         }
         next
     }
@@ -220,7 +219,8 @@ mod tests {
     fn begun(now: Instant, hosts: u8) -> Outbox {
         let mut outbox = Outbox::default();
         let pair = |host| (address(host), VarInt::from_u32(host.into()));
-        let round = outbox.begin(now, (0..hosts).map(pair).collect());
+        let pairs: Vec<_> = (0..hosts).map(pair).collect();
+        let round = outbox.begin(now, &pairs);
         assert_eq!(round, VarInt::from_u32(1));
         outbox
     }
@@ -302,6 +302,6 @@ mod tests {
         outbox.load(now, 0, 1).unwrap();
         outbox.look(now + LIFETIME, timeout);
         assert_eq!((outbox.pending(), outbox.due(timeout)), (0, None));
-        assert_eq!(outbox.begin(now, BTreeMap::new()).get(), 2);
+        assert_eq!(outbox.begin(now, &[]).get(), 2);
     }
 }

@@ -270,9 +270,9 @@ fn a_round_names_the_pairs_it_was_given() {
     }
     let v6: Address = "[2001:db8::1]:4433".parse::<SocketAddr>().unwrap().into();
     let pairs = [
+        (address(101), address(2)),
         (address(100), address(3)),
         (address(100), address(1)),
-        (address(101), address(2)),
         (address(102), v6),
         (v6, v6),
     ];
@@ -286,8 +286,8 @@ fn a_round_names_the_pairs_it_was_given() {
         }
     }
     let expected = [
-        (address(100), 3),
         (address(101), 2),
+        (address(100), 3),
         (address(102), 1),
         (v6, 0),
     ];
