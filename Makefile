@@ -54,13 +54,16 @@ format: $(BIN)/.deps  ## Format the sources
 	$(BIN)/ruff format python tests benches
 	$(BIN)/ruff check --fix python tests benches
 
-bench: $(BIN)/.deps $(DEMO_VENV)/.installed  ## Compare with quinn, noq, aioquic and qh3; about 15 minutes
+bench: $(BIN)/.deps $(DEMO_VENV)/.installed  ## Compare with quinn, noq, aioquic and qh3; measure paths; about 30 minutes
 	cargo build --release --package anyreach-interop-peers --bins
 	cargo bench --package anyreach-wire
+	cargo bench --package anyreach-quic --bench packets
 	$(BIN)/pip install --quiet --force-reinstall --no-deps dist/anyreach-*.whl
 	$(BIN)/python -m pytest benches/test_calls.py -p no:xdist --benchmark-only
 	$(BIN)/python benches/run.py --output docs/benchmarks.md
 	$(BIN)/python benches/relays.py --output docs/benchmarks-relays.md
+	$(BIN)/python benches/punching.py --output docs/benchmarks-paths.md
+	$(BIN)/python benches/overlay.py --output docs/benchmarks-overlay.md
 	rm -f $(BIN)/.built
 
 wheel: dist/.built  ## Build the release wheel into dist/
