@@ -234,7 +234,7 @@ class NatProbe:
         nearest: tuple[float, Target] | None = None
         for core in self._core.connections():
             path, relay = current(core.paths()), PeerId(core.peer_id)
-            if path is None or path.method == "relayed" or "relay" not in core.capabilities:
+            if path is None or path.method != "direct" or "relay" not in core.capabilities:
                 continue
             if relay not in observers or core.close_reason is not None:
                 continue

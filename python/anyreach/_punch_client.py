@@ -64,7 +64,7 @@ REFRESH_SECONDS: Final = 4.0
 """Between two packets of each socket of a pool: shorter than any mapping lives."""
 
 DOUBT_SECONDS: Final = 0.3
-"""Most seconds to wait for an experiment under way that decides what the first round is to be."""
+"""Most seconds to wait for an experiment before the first round."""
 
 STRAY: Final = 0.05
 """Seconds beyond a round trip that what the peer has sent at one time arrives within."""
@@ -108,6 +108,10 @@ class Client(End):
 
     def start(self) -> None:
         """Begin."""
+        if self.core.punch_stats()["rounds"]:
+            self._schedule.began_early(self.loop.time())
+            self._entry = self.log.begin("simple")
+            self._entry.because("no answer from any address of the peer")
         self.changed()
         self._task = asyncio.create_task(self._run(), name=f"anyreach-punch {self.core.id}")
 
@@ -171,12 +175,7 @@ class Client(End):
     # The loop
 
     async def _run(self) -> None:
-        nat = self.own_nat
-        if nat.mapping == "unknown" and nat.ports in ("sequential", "random"):
-            # A round that is not the right one would hold up the next by a second.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(DOUBT_SECONDS):
-                    await self.kit.probe.idle.wait()
+        await self._doubt()
         while self.core.close_reason is None:
             self._news.clear()
             self._take_in()
@@ -189,6 +188,18 @@ class Client(End):
                 async with asyncio.timeout_at(action.until):
                     await self._news.wait()
                 await asyncio.sleep(SETTLE)
+
+    async def _doubt(self) -> None:
+        """Wait for an experiment under way that decides what the first round is to be: one that is
+        not the right one would hold up the next by a second."""
+        nat, peer = self.own_nat, self.peer_nat
+        asked = nat.mapping == "unknown" and nat.ports in ("sequential", "random")
+        if peer is not None and peer.mapping in DEPENDENT:
+            asked = asked or nat.filtering == "unknown"
+        if asked:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DOUBT_SECONDS):
+                    await self.kit.probe.idle.wait()
 
     async def _begin(self, action: Round) -> None:
         if self._step is not None:
@@ -215,6 +226,8 @@ class Client(End):
             if not self._moving:
                 usable, improving = bool(self.pairing.kept), self._can_improve()
                 self._schedule.candidates(now, usable=usable, improving=improving)
+            if self._schedule.is_early:
+                self._join_early()
         self.plan = plan(
             self.own_nat,
             self.peer_nat,
@@ -227,6 +240,16 @@ class Client(End):
             self.kit.probe.want()
         elif not self.plan.methods:
             self.settled.set()
+
+    def _join_early(self) -> None:
+        """The peer probes us already: let it in, from the addresses that are known by now."""
+        own = dict.fromkeys(pair.local.address for pair in self.pairing.kept)
+        remotes = dict.fromkeys(pair.remote.address for pair in self.pairing.kept)
+        for address in remotes:
+            self.kit.contacts.add(address.ip)
+        if self._entry is not None:
+            self._entry.uses(own, remotes, number=1)
+        self.core.openers(plain(sorted(remotes, key=lambda a: a.sort_key)), USUAL_TTL)
 
     def _pair(self) -> PairingResult:
         remote = [
@@ -473,7 +496,7 @@ class Client(End):
             return
         tried = self._last = history[-1]
         entry, self._entry = self._entry, None
-        if tried.outcome == "direct" and self._step is not None:
+        if self._step is not None:
             self._step.cancel()  # closes what is not used
         self.kit.recorder.punch_round(tried.outcome)
         if entry is None:

@@ -260,7 +260,7 @@ class Ways:
     async def _open_any(self, flow: Flow) -> list[Tunnel]:
         for core in self._core.connections():
             path = current(core.paths())
-            if path is None or path.method == "relayed" or "relay" not in core.capabilities:
+            if path is None or path.method != "direct" or "relay" not in core.capabilities:
                 continue
             if core.peer_id == _raw(flow.peer.peer_id):
                 continue

@@ -3,6 +3,7 @@
 mod admission;
 mod conversation;
 mod dial;
+mod early;
 mod http;
 mod more_paths;
 mod network;
@@ -126,6 +127,8 @@ struct Inner {
     reach: Mutex<Option<Reach>>,
     /// What peers are told about our NAT.
     nat: Mutex<Option<Nat>>,
+    /// Addresses told to peers that are reached through a relay, before anything else.
+    early: Mutex<Arc<[SocketAddr]>>,
     /// Tasks that watch over connections.
     supervisors: AtomicUsize,
     supervisors_gone: Notify,
@@ -215,6 +218,7 @@ impl Endpoint {
             near,
             reach: Mutex::default(),
             nat: Mutex::default(),
+            early: Mutex::default(),
             supervisors: AtomicUsize::new(0),
             supervisors_gone: Notify::new(),
             identity,

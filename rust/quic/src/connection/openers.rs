@@ -93,6 +93,12 @@ impl Connection {
         stats.map_or_else(Vec::new, |stats| stats.by_name().to_vec())
     }
 
+    /// An address of the peer an opener has come from, as soon as there is one; `None` if the peer
+    /// does no NAT traversal.
+    pub(crate) async fn heard_at(&self) -> Option<SocketAddr> {
+        Some(self.0.line.as_ref()?.way().await)
+    }
+
     /// The connection is established: its openers mean something from now on.
     pub(crate) fn take_openers(&self, desk: &Desk, journal: &Arc<Journal>) {
         if let Some(line) = &self.0.line {

@@ -136,25 +136,12 @@ impl Connection {
         hops: u8,
         hold: Duration,
     ) -> Result<u64, DialError> {
-        self.can_open_paths()?;
-        if let Some(reason) = self.close_reason() {
-            return Err(DialError::new("closed", reason.message));
-        }
-        let layer = self.0.layer.as_ref().filter(|_| self.can_punch());
-        let Some(layer) = layer else {
-            return Err(DialError::new("protocol", "the peer does no NAT traversal"));
-        };
+        let layer = self.layer_for_rounds()?;
         if !pairs.is_empty() {
             let ours: Vec<SocketAddr> = pairs.iter().map(|(ours, _)| *ours).collect();
             self.offer(layer, &ours).map_err(round_error)?;
         }
-        let engine = self.engine();
-        let told = engine
-            .get_local_nat_traversal_addresses()
-            .map_err(round_error)?;
-        if told.is_empty() {
-            return Err(round_error(n0_nat_traversal::Error::NotEnoughAddresses));
-        }
+        let told = self.told()?;
         let mut paired: Vec<(Address, Address)> = pairs
             .iter()
             .filter(|(ours, _)| told.contains(&canonical(*ours)))
@@ -167,26 +154,55 @@ impl Connection {
             }
         }
         let now = Instant::now();
-        let round = layer.begin_round(now, &paired).map_err(|why| match why {
-            NoRound::NotClient => {
-                DialError::new("not-dialed", "only the side that dialed begins rounds")
-            }
-            NoRound::TooSoon => {
-                DialError::new("limit", "the last round began less than a second ago")
-            }
-            NoRound::Budget => DialError::new(
-                "limit",
-                "the peer has sent too little for that many probes to its addresses",
-            ),
-        })?;
+        let round = layer.begin_round(now, &paired).map_err(no_round)?;
         if hops > 0 || !hold.is_zero() {
             // All of them: the engine does not probe in pairs.
             self.open_round(&layer.candidates(), hops, hold);
         }
+        self.probe_round(layer, now)?;
+        Ok(round)
+    }
+
+    /// Begins a round with these addresses of ours while none of the peer's are known: it probes
+    /// ours, and its probes are answered with our own. The next round may follow at once.
+    ///
+    /// # Errors
+    /// Those of [`start_round`](Self::start_round).
+    pub(crate) fn start_early_round(&self, candidates: &[SocketAddr]) -> Result<u64, DialError> {
+        let layer = self.layer_for_rounds()?;
+        self.offer(layer, candidates).map_err(round_error)?;
+        let told = self.told()?.into_iter().map(Address::from);
+        let paired: Vec<(Address, Address)> = told.map(|ours| (ours, ours)).collect();
+        let now = Instant::now();
+        let round = layer.begin_early_round(now, &paired).map_err(no_round)?;
+        self.probe_round(layer, now)?;
+        Ok(round)
+    }
+
+    fn layer_for_rounds(&self) -> Result<&Layer, DialError> {
+        self.can_open_paths()?;
+        if let Some(reason) = self.close_reason() {
+            return Err(DialError::new("closed", reason.message));
+        }
+        let layer = self.0.layer.as_deref().filter(|_| self.can_punch());
+        layer.ok_or_else(|| DialError::new("protocol", "the peer does no NAT traversal"))
+    }
+
+    /// The addresses of ours the peer is told in a round.
+    fn told(&self) -> Result<Vec<SocketAddr>, DialError> {
+        let told = self.engine().get_local_nat_traversal_addresses();
+        let told = told.map_err(round_error)?;
+        if told.is_empty() {
+            return Err(round_error(n0_nat_traversal::Error::NotEnoughAddresses));
+        }
+        Ok(told)
+    }
+
+    fn probe_round(&self, layer: &Layer, now: Instant) -> Result<(), DialError> {
         // First, so that they are in the first packet.
         self.send_carriers(layer, now);
-        engine.initiate_nat_traversal_round().map_err(round_error)?;
-        Ok(round)
+        let probed = self.engine().initiate_nat_traversal_round();
+        probed.map(drop).map_err(round_error)
     }
 
     /// What has come of NAT traversal so far, by name.
@@ -258,6 +274,19 @@ impl Connection {
 async fn wait_until(due: Option<Instant>) {
     if let Some(due) = due {
         tokio::time::sleep_until(due.into()).await;
+    }
+}
+
+fn no_round(why: NoRound) -> DialError {
+    match why {
+        NoRound::NotClient => {
+            DialError::new("not-dialed", "only the side that dialed begins rounds")
+        }
+        NoRound::TooSoon => DialError::new("limit", "the last round began less than a second ago"),
+        NoRound::Budget => DialError::new(
+            "limit",
+            "the peer has sent too little for that many probes to its addresses",
+        ),
     }
 }
 

@@ -176,6 +176,7 @@ impl Endpoint {
         let unsettled = Unsettled::new(self, &connection);
         // Waits only for a peer that grants no room on its own control stream.
         self.announce_on(&connection);
+        self.punch_early(&connection);
         let outbox = &connection.notices().outbox;
         let answer = control.answer_hello(stamp, &self.0.config, outbox);
         let answered = tokio::time::timeout_at(deadline.into(), answer)
