@@ -8,7 +8,6 @@
 mod common;
 
 use std::{
-    collections::HashSet,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -437,11 +436,6 @@ async fn a_node_sees_itself() {
     until(|| count(&other, "openers_unknown") == 1).await;
     // It is too late for this one, and nothing comes of it.
     nobody.send_to(&copy, at(&node)).unwrap();
-
-    let some: HashSet<u16> = (0..3)
-        .map(|_| node.reflect(at(&node), true).unwrap().local_port())
-        .collect();
-    assert_eq!(some.len(), 3);
 }
 
 #[tokio::test]
