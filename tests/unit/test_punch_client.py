@@ -7,8 +7,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from anyreach._punch_client import MAX_OPENING, MAX_ROUND_PAIRS, cover, matched
+from anyreach._punch_client import MAX_OPENING
 from anyreach._punch_end import FEW, POOL, SPRAY
+from anyreach._punch_steps import MAX_ROUND_PAIRS, cover, matched
 from anyreach.addresses import SocketAddress
 from anyreach.events import Punch
 from anyreach.prediction import MAX_PREDICTED
