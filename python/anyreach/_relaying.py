@@ -162,11 +162,11 @@ class Relaying:
         """A peer is connected; ``known``: the user named it."""
         peer_id = PeerId(core.peer_id)
         self._proving.arrived(core)
-        # One that came to us, or that did not answer a dial, may be behind a NAT; what it lends
-        # would lead nowhere.
-        first = core.first_path
-        dialed = core.outbound and first is not None and first.method == "direct"
-        trusted = dialed or known or peer_id in self._peers
+        # One that came to us, or that others relay to, may be behind a NAT: what it lends would
+        # lead nowhere.
+        path = current(core.paths()) or core.first_path
+        alone = path is not None and (path.method == "direct" or path.via == core.peer_id)
+        trusted = (core.outbound and alone) or known or peer_id in self._peers
         if "relay" in core.capabilities and trusted:
             self._peers[peer_id] = _Peer(core, known)
         self.changed()
