@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anyreach._local import from_core
 from anyreach._nat_probe import NatProbe
 from anyreach._punch_end import Kit
 from anyreach._punching import Punching
 from anyreach._ranking import Ranking
 from anyreach._upgrades import Upgrades
+from anyreach._way import Way
+from anyreach.peer import PeerId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from anyreach._local import LocalView
     from anyreach._proving import Contacts
     from anyreach._tunnels import Tunnels
-    from anyreach._way import Way
     from anyreach.config import P2pConfig
     from anyreach.connection import Path
     from anyreach.events import Event
@@ -126,10 +128,16 @@ class Improving:
         self._punching.begin(core)
         self._probe.wake()  # it may lend a tunnel
 
-    def reach_changed(self, core: _core.Connection, ways: Iterable[Way]) -> None:
-        """A peer told where it can be reached; ``ways`` lead through relays."""
+    def reach_changed(self, core: _core.Connection) -> None:
+        """A peer told where it can be reached; of use where data goes through a relay."""
         self._punching.news(core)
-        if core.outbound:
+        if core.outbound and core.reach is not None:
+            _, bound = core.reach
+            ways = [
+                Way(from_core(*address), relay=PeerId(relay))
+                for relay, addresses in bound
+                for address in addresses
+            ]
             self.upgrades.begin(core, (), ways)
 
     def paths_changed(self, core: _core.Connection, *, failed_over: bool) -> None:

@@ -20,7 +20,6 @@ from anyreach._proving import Contacts
 from anyreach._relay_service import RelayService
 from anyreach._relaying import Relaying
 from anyreach._tunnels import Tunnels
-from anyreach._way import Way
 from anyreach._ways import Ways
 from anyreach.address_book import AddressBook
 from anyreach.addresses import IpMode
@@ -401,7 +400,7 @@ class Running:
                     self._recorder.failed_over(silent)
                 self._paths_changed(core, failed_over=silent is not None)
             case ("reach", core):
-                self._reach_changed(core)
+                self._improving.reach_changed(core)
             case ("network", reason):
                 logger.info("the addresses of this host have changed: %s", reason)
                 self.local.look(moved=reason == "source-gone")
@@ -461,16 +460,6 @@ class Running:
         if all(other.peer_id != live.peer_id for other in self._live.values()):
             self._outside.left(live.peer_id)
             self._relaying.left(live.peer_id)
-
-    def _reach_changed(self, core: _core.Connection) -> None:
-        """A peer told where it is to be reached; of use where data goes through a relay."""
-        bound = () if core.reach is None else core.reach[1]
-        ways = [
-            Way(from_core(*address), relay=PeerId(relay))
-            for relay, addresses in bound
-            for address in addresses
-        ]
-        self._improving.reach_changed(core, ways)
 
     def _paths_changed(self, core: _core.Connection, *, failed_over: bool = False) -> None:
         live = self._live.get(core.id)
