@@ -273,7 +273,7 @@ class Connection:
         pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]],
         *,
         opener_ttl: int = 0,
-        hold: float = 0,
+        hold: float = 0.0,
     ) -> int:
         """Begin a round of punching with (own, remote) pairs; its number. Client side only.
 
