@@ -1,9 +1,12 @@
-"""What makes connections better once they are there: probes, punching, spares, ranking."""
+"""What is done for connections once they are there: probes, punching, spares, ranking, ways around
+an outage."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+from anyreach._fallback import Fallback
 from anyreach._local import from_core
 from anyreach._nat_probe import NatProbe
 from anyreach._punch_end import Kit
@@ -85,6 +88,9 @@ class Improving:
         )
         self._punching = Punching(kit, enabled=config.direct and config.punch)
         self._ranking = Ranking(config.path_policy, standby=config.relay_standby)
+        self._fallback = Fallback(
+            core, wait, tunnels=tunnels, contacts=contacts, enabled=config.relay_fallback
+        )
         self.upgrades = Upgrades(
             core,
             wait,
@@ -99,6 +105,7 @@ class Improving:
         """What runs as long as the node, and how it is called."""
         yield self._probe.run(), "anyreach-nat-probe"
         yield self._ranking.run(), "anyreach-ranking"
+        yield self._fallback.run(), "anyreach-fallback"
 
     # What happens
 
@@ -126,6 +133,7 @@ class Improving:
     def entered(self, core: _core.Connection) -> None:
         """There is a connection."""
         self._punching.begin(core)
+        self._fallback.entered(core)
         self._probe.wake()  # it may lend a tunnel
 
     def reach_changed(self, core: _core.Connection) -> None:
@@ -173,12 +181,17 @@ class Improving:
     def ended(self, connection_id: int) -> None:
         """A connection has ended."""
         self._ranking.ended(connection_id)
+        self._fallback.ended(connection_id)
         self.upgrades.ended(connection_id)
 
     async def end(self) -> None:
         """Stop everything."""
+        tasks = self._fallback.abandon()
+        if tasks:
+            await asyncio.wait(tasks)
         await self.upgrades.end()
 
     def abandon(self) -> None:
         """Stop everything, without waiting."""
+        self._fallback.abandon()
         self.upgrades.abandon()

@@ -96,6 +96,7 @@ class FakeConnection:
     close_reason: tuple[str, int, str] | None = None
     route: list[FakePath] = field(default_factory=lambda: [FakePath()])
     received_packets: int = 10
+    sent_packets: int = 10
     capabilities: tuple[str, ...] = ()
     asked: int = 0
     answer: asyncio.Future[bool] | None = None
@@ -134,7 +135,12 @@ class FakeConnection:
 
     def stats(self) -> dict[str, int]:
         received = self.received_packets
-        return {"sent_bytes": 0, "received_bytes": 0, "received_packets": received}
+        return {
+            "sent_bytes": 0,
+            "sent_packets": self.sent_packets,
+            "received_bytes": 0,
+            "received_packets": received,
+        }
 
     def find(self, peer_id: bytes) -> _core.Find:
         question = FakeFind(peer_id)
