@@ -95,7 +95,7 @@ Made by `python -m tests.netlab.matrix`, not by hand. Two nodes at sites of thei
 network namespace behind real packet filters and address translation ({engines} NATs), know
 {_count(at.relays, "public node")} in common. The near one, which has joined, calls `connect()` with
 the PeerId of the far one and nothing else. A trial fails if the pair does not end up as direct as
-the laws of packets allow within 10 s (20 s for the birthday method), if either end claims more than
+the laws of packets allow within 10 s (50 s for the birthday method), if either end claims more than
 the router in the middle counted, or if data does not arrive.
 
 {today}; {os.cpu_count()} cores for everything, load {at.load:.1f} before,

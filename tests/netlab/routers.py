@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .kernel_nat import ADMITTED, KernelNat, flush_flows
@@ -14,7 +15,6 @@ from .userspace_nat import DEVICE, UserspaceNat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from .kinds import SiteKind
     from .policies import NatPolicy
@@ -148,6 +148,16 @@ class Gateway(Host):
     def next_lan_port(self) -> int:
         """The number of a port of the bridge that nothing was plugged into yet."""
         return next(self._numbers)
+
+    def isolate(self) -> None:
+        """Let the hosts reach nothing in their network but the router, like guests in Wi-Fi."""
+        # Where the NAT sees frames it bridges what comes back from it.
+        if Path("/proc/sys/net/bridge").exists():
+            self.sysctl({"bridge/bridge-nf-call-iptables": 0})
+        self.nft(
+            "table bridge isolation {\nchain forward {\n"
+            "type filter hook forward priority filter; policy drop;\n}\n}\n"
+        )
 
     def answer(self) -> None:
         """Answer packets to the router itself from now on, as many a Linux router does.

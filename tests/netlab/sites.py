@@ -79,10 +79,6 @@ class LanHost(Machine):
         """Put the cable back in."""
         self.gateway.ip(f"link set {self._port} up")
 
-    def isolate(self) -> None:
-        """Let it reach nothing in its network but the router, as guests in many a Wi-Fi."""
-        self.gateway.ip(f"link set {self._port} type bridge_slave isolated on")
-
     def interface_down(self) -> None:
         """Switch its interface off: sends now fail with ENETUNREACH."""
         self.ip(f"link set {UPLINK} down")

@@ -117,16 +117,19 @@ class Talk:
         Raises:
             AssertionError: it does not in time.
         """
-        deadline = time.monotonic() + timeout
         self.wait_progress(since)
+        return self.straight(since, timeout=timeout)
+
+    def straight(self, since: Moment, *, timeout: float) -> float:
+        """As :meth:`settle`, whether data flows or not."""
+        deadline = time.monotonic() + timeout
         while not all(one.way(other)["method"] in STRAIGHT for one, other, _ in self._ends(since)):
             assert time.monotonic() < deadline, "\n".join(
                 [one.explain(other) for one, other, _ in self._ends(since)]
             )
             time.sleep(0.02)
-        after = [
-            event for one, other, seen in self._ends(since) for event in one.ways(other, since=seen)
-        ]
+        ends = self._ends(since)
+        after = [event for one, other, seen in ends for event in one.ways(other, since=seen)]
         return max((float(event["at"]) - since.at for event in after), default=0.0)
 
     def stall(self, since: Moment) -> float:
