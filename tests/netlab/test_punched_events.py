@@ -29,18 +29,13 @@ _engines = pytest.mark.parametrize("engine", list(Engine), ids=lambda engine: en
 _sides = pytest.mark.parametrize("whose", ["near", "far"])
 _full = pytest.mark.full
 
-_no_rescue = pytest.mark.xfail(
-    reason="the end that dialed has no relayed path through a tunnel of its own to fall back to",
-    strict=True,
-)
-
 _dialed_first = pytest.mark.xfail(
     reason="a dial of the far external address comes before any packet of low time to live",
 )
 
 _HOME: Final = kinds.PORT_RESTRICTED
 
-_STALL: Final = 10.0
+_STALL: Final = 20.0
 """Seconds data may stand still; the aim is 2."""
 
 _AGAIN: Final = 30.0
@@ -119,13 +114,7 @@ def test_a_host_moves_to_another_network(lab: Lab, whose: str) -> None:
     assert again < _AGAIN
 
 
-@pytest.mark.parametrize(
-    "whose",
-    [
-        pytest.param("near", marks=[_full, _no_rescue]),
-        pytest.param("far", marks=_full),
-    ],
-)
+@_sides
 def test_udp_is_blocked_midway_and_allowed_again(lab: Lab, whose: str) -> None:
     talk = Talk(lab, _HOME, _HOME)
     talk.connect()
@@ -146,9 +135,7 @@ def test_udp_is_blocked_midway_and_allowed_again(lab: Lab, whose: str) -> None:
 
 @_engines
 @pytest.mark.parametrize("load", ["light", "bulk"])
-@pytest.mark.parametrize(
-    "far", [_HOME, pytest.param(kinds.PUBLIC, marks=[_full, _no_rescue])], ids=str
-)
+@pytest.mark.parametrize("far", [_HOME, kinds.PUBLIC], ids=str)
 def test_the_way_between_two_sites_is_cut_and_comes_back(
     lab: Lab, engine: Engine, load: str, far: SiteKind
 ) -> None:
