@@ -75,8 +75,15 @@ class Live:
         first = core.first_path
         self.course = Course.among(core.paths() or ([] if first is None else [first]))
 
-    def follow(self, paths: Sequence[_core.PathInfo]) -> PathChanged | None:
-        """Take in the paths there are now; the event, if the data goes another way."""
+    def follow(
+        self, paths: Sequence[_core.PathInfo], *, failed_over: bool = False
+    ) -> PathChanged | None:
+        """Take in the paths there are now; the event, if the data goes another way.
+
+        Args:
+            paths: those there are; one that has died may still be among them.
+            failed_over: whether the one in use has died.
+        """
         before, course = self.course, Course.among(paths)
         if course is None:
             return None  # none is usable now; the next one decides what this was
@@ -85,7 +92,7 @@ class Live:
             return None
         if before.path_id == course.path_id:
             reason = "roamed"
-        elif any(path.id == before.path_id for path in paths):
+        elif not failed_over and any(path.id == before.path_id for path in paths):
             reason = "better"
         else:
             reason = "failover"

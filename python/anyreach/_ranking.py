@@ -56,6 +56,10 @@ class _Seen:
     loss: float | None = None
     loss_at: float = 0.0
     carries: bool | None = None
+    # What the latest look showed; it takes two in a row, because paths that die look the same, and
+    # those the core has left before the second one.
+    share: float | None = None
+    silent: bool = False
 
 
 @dataclass(slots=True)
@@ -182,13 +186,15 @@ def _compared(last: _Seen, path: _core.PathInfo, now: float) -> _Seen:
     if path.rtt > 0 and sent / seconds >= LOADED * path.congestion_window / path.rtt:
         seen.rate = sent / seconds
     if packets >= MIN_PACKETS:
-        seen.loss, seen.loss_at = min(1.0, (path.lost_packets - last.lost) / packets), now
+        seen.share = min(1.0, (path.lost_packets - last.lost) / packets)
+        if last.share is not None:
+            seen.loss, seen.loss_at = min(last.share, seen.share), now
     elif now - last.loss_at >= LOSS_SECONDS:
-        seen.loss = None
+        seen.loss = seen.share = None
     if received > 0:
-        seen.carries = None
+        seen.carries, seen.silent = None, False
     elif packets >= SILENT_PACKETS:
-        seen.carries = False
+        seen.carries, seen.silent = False if last.silent else last.carries, True
     return seen
 
 

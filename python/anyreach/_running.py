@@ -468,7 +468,7 @@ class Running:
         paths = core.paths()
         self._recorder.paths(core.id, paths)
         before = live.course
-        change = live.follow(paths)
+        change = live.follow(paths, failed_over=failed_over)
         if paths:  # else the next ones tell more
             self._improving.paths_changed(core, failed_over=failed_over)
         if change is None or before is None or live.course is None:
