@@ -175,9 +175,6 @@ class Endpoint:
     # NAT traversal (docs/protocol.md)
     def announce_nat(self, mapping: str, filtering: str, ports: str, step: int) -> None:
         """Tell all peers what our NAT does; words as in nat.NatReport."""
-    def set_early_candidates(self, candidates: Sequence[tuple[str, int]]) -> None:
-        """Addresses of ours told to peers behind relays as soon as there are keys: by a round if
-        we have dialed (which then counts in punch_stats), else as with set_candidates."""
     def set_near(self, prefixes: Sequence[str]) -> None:
         """Networks of ours, "192.168.1.0/24": candidates of peers inside them are not refused."""
     def map_port(self) -> PortMapping:

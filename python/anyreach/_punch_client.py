@@ -21,7 +21,7 @@ from anyreach.candidates import Candidate, CandidateKind, PairingResult
 from anyreach.errors import ConnectionLost
 from anyreach.events import Punch
 from anyreach.punching import Plan, could_improve, plan
-from anyreach.rounds import USUAL_TTL, Round, Schedule
+from anyreach.rounds import Round, Schedule
 from anyreach.trickling import for_round
 
 if TYPE_CHECKING:
@@ -70,10 +70,6 @@ class Client(Steps):
 
     def start(self) -> None:
         """Begin."""
-        if self.core.punch_stats()["rounds"]:
-            self._schedule.began_early(self.loop.time())
-            self._entry = self.log.begin("simple")
-            self._entry.because("no answer from any address of the peer")
         self.changed()
         self._task = asyncio.create_task(self._run(), name=f"anyreach-punch {self.core.id}")
 
@@ -179,8 +175,6 @@ class Client(Steps):
             if not self._moving:
                 usable, improving = bool(self.pairing.kept), self._can_improve()
                 self._schedule.candidates(now, usable=usable, improving=improving)
-            if self._schedule.is_early:
-                self._join_early()
         self.plan = plan(
             self.own_nat,
             self.peer_nat,
@@ -193,16 +187,6 @@ class Client(Steps):
             self.kit.probe.want()
         elif not self.plan.methods:
             self.settled.set()
-
-    def _join_early(self) -> None:
-        """The peer probes us already: let it in, from the addresses that are known by now."""
-        own = dict.fromkeys(pair.local.address for pair in self.pairing.kept)
-        remotes = dict.fromkeys(pair.remote.address for pair in self.pairing.kept)
-        for address in remotes:
-            self.kit.contacts.add(address.ip)
-        if self._entry is not None:
-            self._entry.uses(own, remotes, number=1)
-        self.core.openers(plain(sorted(remotes, key=lambda a: a.sort_key)), USUAL_TTL)
 
     def _pair(self) -> PairingResult:
         remote = [

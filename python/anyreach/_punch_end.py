@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from anyreach.candidates import CandidatePolicy
     from anyreach.events import Event
     from anyreach.metrics import Recorder
-    from anyreach.nat import Behaviour, FamilyNat
+    from anyreach.nat import Behaviour
     from anyreach.ports import PortBehaviour
     from anyreach.reachability import Family
     from anyreach.trickling import Told
@@ -82,10 +82,6 @@ class Core(Protocol):
 
     def set_near(self, prefixes: list[str]) -> None:
         """Networks in which addresses of peers are not refused."""
-        ...
-
-    def set_early_candidates(self, candidates: list[tuple[str, int]]) -> None:
-        """Addresses told to peers behind relays with the hello."""
         ...
 
     def connections(self) -> list[_core.Connection]:
@@ -282,13 +278,6 @@ class End:
                     continue
                 known.add(address.ip)
             yield address
-
-
-def may_move(nat: FamilyNat) -> bool:
-    """Whether others may see another address than the peers there are."""
-    if nat.mapping == "unknown":
-        return nat.ports in ("sequential", "random")
-    return nat.mapping in DEPENDENT
 
 
 def plain(addresses: Iterable[SocketAddress]) -> list[tuple[str, int]]:

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Final
 from anyreach._local import from_core
 from anyreach._paths import is_relayed
 from anyreach._punch_client import Client
-from anyreach._punch_end import may_move, plain
 from anyreach._punch_server import Server
 from anyreach.candidates import DropReason
 from anyreach.explain import Account
 from anyreach.near import near_prefixes
 from anyreach.peer import PeerId
 from anyreach.punching import plan
-from anyreach.trickling import for_peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,7 +44,6 @@ class Punching:
         self._enabled = enabled
         self._ends: dict[int, Client | Server] = {}
         self._near: tuple[str, ...] | None = None
-        self._early: list[tuple[str, int]] = []
 
     def begin(self, core: _core.Connection) -> None:
         """A connection is there, or its paths changed: one that is relayed takes part from now on,
@@ -71,7 +68,6 @@ class Punching:
 
     def own_news(self) -> None:
         """Something is known about this node that was not known before."""
-        self._set_early()
         for end in tuple(self._ends.values()):
             end.news()
 
@@ -125,7 +121,6 @@ class Punching:
     def network_changed(self) -> None:
         """The node is somewhere else: tell other addresses, and try at once."""
         self._set_near()
-        self._set_early()
         for end in tuple(self._ends.values()):
             end.network_changed()
 
@@ -134,18 +129,6 @@ class Punching:
         if near != self._near:
             self._near = near
             self._kit.core.set_near(list(near))
-
-    def _set_early(self) -> None:
-        """Have peers told where they can probe at once, as far as it is the same for all."""
-        local = self._kit.local
-        nat = local.nat()
-        same = {family for family in (4, 6) if not may_move(nat.of(family))}
-        seen = tuple(local.observed.candidates())
-        told = for_peer(local.candidates(seen, local.mapped(), ()), shared=False, families=same)
-        early = plain(told.addresses) if self._enabled else []
-        if early != self._early:
-            self._early = early
-            self._kit.core.set_early_candidates(early)
 
     # Questions
 

@@ -233,7 +233,6 @@ class Schedule:
         "_direct",
         "_done",
         "_due",
-        "_early",
         "_failures",
         "_fast_until",
         "_history",
@@ -254,8 +253,6 @@ class Schedule:
         self._direct = False
         self._improving = False
         self._running: Round | None = None
-        # Whether that began before anything was known of the peer.
-        self._early = False
         self._style = 0
         # Method and style of the round that made the latest direct path.
         self._winner: tuple[Method, int] | None = None
@@ -278,22 +275,6 @@ class Schedule:
     def history(self) -> tuple[Tried, ...]:
         """Rounds that are over, oldest first; the latest :data:`MAX_HISTORY`."""
         return tuple(self._history)
-
-    @property
-    def is_early(self) -> bool:
-        """Whether the round under way is the one that began with the connection."""
-        return self._early and self._running is not None
-
-    def began_early(self, now: float) -> None:
-        """The peer was asked to probe us as soon as there were keys.
-
-        If that is the right thing to do the next round comes as late as after any other; else at
-        once, for the peer takes two that come together.
-        """
-        self._running = Round("simple", 0, 0.0, (), 0)
-        self._early = True
-        self._started = now
-        self._attempt += 1
 
     def planned(self, plan: Plan, now: float) -> None:
         """The plan, at first and whenever a report of a NAT may have changed it."""
@@ -403,7 +384,7 @@ class Schedule:
             return None
         if self._direct and not self._improving:
             return None
-        earliest = max(self._due, self._started + self._spacing())
+        earliest = max(self._due, self._started + ROUND_SPACING)
         running = self._running
         if running is None:
             return earliest
@@ -434,7 +415,6 @@ class Schedule:
     def _over(self, outcome: Outcome, now: float) -> None:
         assert self._running is not None
         seconds = max(0.0, now - self._started)
-        self._early = False
         self._history.append(Tried(self._started, seconds, self._running.method, outcome))
         self._running = None
         if outcome == "failed":
@@ -453,13 +433,8 @@ class Schedule:
         return pause_after(self._failures)
 
     def _soon(self, now: float) -> None:
-        spacing = self._spacing() if self._news < _MAX_NEWS else _NEWS_PAUSE
+        spacing = ROUND_SPACING if self._news < _MAX_NEWS else _NEWS_PAUSE
         self._due = max(now, self._started + spacing)
-
-    def _spacing(self) -> float:
-        """Least time between the latest round and the next."""
-        simple = self._plan is None or "simple" in self._plan.methods[:1]
-        return ROUND_SPACING if simple or not self._early else 0.0
 
     def _again(self, now: float) -> None:
         self._failures = self._attempt = self._news = 0

@@ -96,13 +96,9 @@ class Endpoint(FakeEndpoint):
     def __init__(self) -> None:
         super().__init__()
         self.near: list[list[str]] = []
-        self.early: list[list[tuple[str, int]]] = []
 
     def set_near(self, prefixes: list[str]) -> None:
         self.near.append(prefixes)
-
-    def set_early_candidates(self, candidates: list[tuple[str, int]]) -> None:
-        self.early.append(candidates)
 
 
 @dataclass

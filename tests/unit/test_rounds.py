@@ -342,37 +342,3 @@ class TestBirthday:
         assert budget.take(3600.0)
         assert BirthdayBudget(0).available_at(0.0) is None
         assert not BirthdayBudget(0).take(0.0)
-
-
-def early(*methods: Method) -> Schedule:
-    """With a round under way since the hello, when the rest becomes known."""
-    schedule = Schedule(BirthdayBudget(4))
-    schedule.began_early(100.0)
-    assert schedule.is_early
-    schedule.candidates(100.05, usable=True)
-    schedule.planned(planned(*methods), 100.05)
-    return schedule
-
-
-def test_an_early_round_is_the_first_simple_one() -> None:
-    schedule = early("simple")
-    action = schedule.next(100.05, RTT)
-    assert isinstance(action, Wait)
-    assert action.until == pytest.approx(100 + ROUND_SPACING)
-    assert only(schedule, 100 + ROUND_SPACING).method == "simple"
-    assert not schedule.is_early
-
-
-@pytest.mark.parametrize("method", ["predict", "pool", "spray"])
-def test_an_early_round_holds_up_no_other_method(method: Method) -> None:
-    schedule = early(method)
-    assert only(schedule, 100.05).method == method
-    assert [tried.outcome for tried in schedule.history] == ["failed"]
-
-
-def test_an_early_round_that_makes_a_path_is_over() -> None:
-    schedule = early("simple")
-    schedule.direct_up(100.15)
-    assert not schedule.is_early
-    assert [(tried.method, tried.outcome) for tried in schedule.history] == [("simple", "direct")]
-    assert schedule.next(100.2, RTT) == Wait(None)

@@ -22,14 +22,6 @@ impl Endpoint {
         py.detach(|| endpoint.set_near(prefixes));
         Ok(())
     }
-
-    /// Addresses of ours that peers behind relays are told as soon as there are keys.
-    fn set_early_candidates(&self, py: Python<'_>, candidates: PyAddresses) -> Result<(), Failure> {
-        let candidates = addresses(candidates)?;
-        let endpoint = self.core()?;
-        py.detach(|| endpoint.set_early_candidates(candidates));
-        Ok(())
-    }
 }
 
 #[pymethods]

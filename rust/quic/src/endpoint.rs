@@ -127,8 +127,6 @@ struct Inner {
     reach: Mutex<Option<Reach>>,
     /// What peers are told about our NAT.
     nat: Mutex<Option<Nat>>,
-    /// Addresses told to peers that are reached through a relay, before anything else.
-    early: Mutex<Arc<[SocketAddr]>>,
     /// Tasks that watch over connections.
     supervisors: AtomicUsize,
     supervisors_gone: Notify,
@@ -218,7 +216,6 @@ impl Endpoint {
             near,
             reach: Mutex::default(),
             nat: Mutex::default(),
-            early: Mutex::default(),
             supervisors: AtomicUsize::new(0),
             supervisors_gone: Notify::new(),
             identity,

@@ -66,6 +66,8 @@ pub(crate) struct Layer {
     marker: [u8; MARKER_BYTES],
     /// Whether either side has offered the extension.
     offered: [AtomicBool; 2],
+    /// Whether the peer does multipath.
+    multipath: AtomicBool,
     /// The engine may have something to say about NAT traversal. Never taken back: it may repeat it
     /// at any time.
     armed: AtomicBool,
@@ -154,6 +156,7 @@ impl Layer {
             side,
             marker,
             offered: Default::default(),
+            multipath: AtomicBool::new(false),
             armed: AtomicBool::new(false),
             awaiting: AtomicBool::new(false),
             correcting: AtomicBool::new(false),
@@ -203,30 +206,11 @@ impl Layer {
         now: Instant,
         pairs: &[(Address, Address)],
     ) -> Result<u64, NoRound> {
-        self.begin(now, pairs, true)
-    }
-
-    /// As [`begin_round`](Self::begin_round), for the round before anything is known of the peer.
-    /// It does not hold up the one after it: of two that come together the peer takes both.
-    pub(crate) fn begin_early_round(
-        &self,
-        now: Instant,
-        pairs: &[(Address, Address)],
-    ) -> Result<u64, NoRound> {
-        self.begin(now, pairs, false)
-    }
-
-    fn begin(
-        &self,
-        now: Instant,
-        pairs: &[(Address, Address)],
-        paced: bool,
-    ) -> Result<u64, NoRound> {
         let mut state = self.state();
         let Role::Client(client) = &mut state.role else {
             return Err(NoRound::NotClient);
         };
-        if paced && client.throttle.take(now).is_err() {
+        if client.throttle.take(now).is_err() {
             return Err(NoRound::TooSoon);
         }
         // The engine probes all it knows of.

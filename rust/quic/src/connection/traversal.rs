@@ -163,22 +163,6 @@ impl Connection {
         Ok(round)
     }
 
-    /// Begins a round with these addresses of ours while none of the peer's are known: it probes
-    /// ours, and its probes are answered with our own. The next round may follow at once.
-    ///
-    /// # Errors
-    /// Those of [`start_round`](Self::start_round).
-    pub(crate) fn start_early_round(&self, candidates: &[SocketAddr]) -> Result<u64, DialError> {
-        let layer = self.layer_for_rounds()?;
-        self.offer(layer, candidates).map_err(round_error)?;
-        let told = self.told()?.into_iter().map(Address::from);
-        let paired: Vec<(Address, Address)> = told.map(|ours| (ours, ours)).collect();
-        let now = Instant::now();
-        let round = layer.begin_early_round(now, &paired).map_err(no_round)?;
-        self.probe_round(layer, now)?;
-        Ok(round)
-    }
-
     fn layer_for_rounds(&self) -> Result<&Layer, DialError> {
         self.can_open_paths()?;
         if let Some(reason) = self.close_reason() {

@@ -251,7 +251,7 @@ impl Endpoint {
         let stream = connection.engine().open_bi().await?;
         let mut control = ControlStream::new(stream);
         self.announce_on(connection);
-        self.punch_early(connection);
+        self.expect_openers(connection);
         let outbox = &connection.notices().outbox;
         let heard = control.say_hello(stamp, &self.0.config, outbox).await?;
         connection.set_capabilities(heard.capabilities);

@@ -1,54 +1,46 @@
-//! Punching as soon as there are keys: together with the hello, a round trip before the two sides
-//! know more of each other.
+//! Meeting as soon as the hello is said, a round trip before the two sides have told each other
+//! their candidates.
+//!
+//! Who dials through a relay says with the hello where it can be reached, and often has tried to
+//! reach the peer directly just before, so that its NAT lets the peer in. The peer sends openers
+//! there; where one gets through there is a path to be had.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use super::Endpoint;
-use crate::{Connection, PathOptions};
+use crate::{Connection, PathOptions, Reach};
 
-/// How long the first packet of the peer is waited for: its probes of one round come within four
-/// seconds.
-const MEETING_TIME: Duration = Duration::from_secs(4);
+/// Addresses of the hello that are tried: the best ones. The others are for the rounds.
+const MAX_TRIED: usize = 8;
+
+/// How long openers are waited for: they come with the answer to the hello, or never.
+const MEETING_TIME: Duration = Duration::from_secs(2);
 
 impl Endpoint {
-    /// Addresses of ours that are told at once to every peer that is reached through a relay, in
-    /// place of those given before: when we have dialed, by a [round](Connection::start_round) of
-    /// which the peer's probes are back with its hello, else as
-    /// [candidates](Connection::set_candidates). None by default, and none is right where a NAT
-    /// shows every peer another address.
-    pub fn set_early_candidates(&self, candidates: impl IntoIterator<Item = SocketAddr>) {
-        let candidates: Arc<[SocketAddr]> = candidates.into_iter().collect();
-        *self.0.early.lock().unwrap_or_else(PoisonError::into_inner) = candidates;
-    }
-
-    /// The handshake of a connection is through.
-    pub(super) fn punch_early(&self, connection: &Connection) {
-        let early = self.0.early.lock();
-        let early = early.unwrap_or_else(PoisonError::into_inner).clone();
-        if early.is_empty() || !is_relayed(connection) {
+    /// We have dialed: opens a path to where the peer is first heard from.
+    pub(super) fn expect_openers(&self, connection: &Connection) {
+        if !is_relayed(connection) {
             return;
         }
-        if !connection.outbound() {
-            connection.set_candidates(&early);
-            return;
-        }
-        // The answer may overtake the hello, which takes the longer way.
+        // They may overtake the answer to the hello, which takes the longer way.
         connection.take_openers(&self.0.desk, &self.0.journal);
-        match connection.start_early_round(&early) {
-            Ok(_) => {
-                let connection = connection.clone();
-                tokio::spawn(async move { meet(&connection).await });
-            }
-            Err(error) => tracing::debug!(%error, "no round with the hello"),
-        }
+        let connection = connection.clone();
+        tokio::spawn(async move { meet(&connection).await });
     }
 }
 
-/// Opens a path to where the peer is first heard from.
+impl Connection {
+    /// The peer has dialed, and said where it can be reached.
+    pub(super) fn open_early(&self, reach: &Reach) {
+        if self.outbound() || !is_relayed(self) {
+            return;
+        }
+        let addresses = reach.direct.iter().map(|direct| direct.address);
+        let addresses: Vec<SocketAddr> = addresses.take(MAX_TRIED).collect();
+        self.openers(&addresses, 0);
+    }
+}
+
 async fn meet(connection: &Connection) {
     let path = async {
         let address = connection.heard_at().await?;

@@ -176,7 +176,6 @@ impl Endpoint {
         let unsettled = Unsettled::new(self, &connection);
         // Waits only for a peer that grants no room on its own control stream.
         self.announce_on(&connection);
-        self.punch_early(&connection);
         let outbox = &connection.notices().outbox;
         let answer = control.answer_hello(stamp, &self.0.config, outbox);
         let answered = tokio::time::timeout_at(deadline.into(), answer)
@@ -201,12 +200,16 @@ impl Endpoint {
         // Those that were announced while the hellos were under way.
         self.announce_on(connection);
         // Before anybody asks for the paths: which of them are relayed depends on it.
-        if let Some(reach) = established.control.early_reach() {
-            connection.notices().heard(&reach);
+        let reach = established.control.early_reach();
+        if let Some(reach) = &reach {
+            connection.notices().heard(reach);
         }
         // Told before anyone waiting for it wakes up, so that it comes before what follows.
         self.0.journal.connected(&established.connection);
         connection.take_openers(&self.0.desk, &self.0.journal);
+        if let Some(reach) = connection.reach().filter(|_| reach.is_some()) {
+            connection.open_early(&reach);
+        }
         self.0.registry_changed.notify_waiters();
         let supervisor = Supervisor::new(self.clone());
         tokio::spawn(async move { supervisor.0.supervise(established, permit).await });

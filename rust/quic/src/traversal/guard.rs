@@ -7,7 +7,7 @@ use std::{
 
 use anyreach_wire::address::Address;
 
-use super::{Counts, Layer, Role, filter};
+use super::{Counts, Layer, filter};
 use crate::openers::{Guard, Line};
 
 impl Layer {
@@ -15,12 +15,6 @@ impl Layer {
     pub(crate) fn set_line(&self, line: &Arc<Line>) {
         // It holds us.
         self.line.get_or_init(|| Arc::downgrade(line));
-        // A client may ask in the packet that ends the handshake.
-        let asked = match &self.state().role {
-            Role::Client(_) => Vec::new(),
-            Role::Server(server) => server.rounds.asked(),
-        };
-        self.open_round(&asked);
     }
 
     /// Sends openers to what the client has asked to be probed, before the engine does. Called with

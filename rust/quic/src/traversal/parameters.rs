@@ -40,11 +40,23 @@ pub(super) fn outgoing(side: Side, encoded: &mut Vec<u8>) -> Result<bool, Parame
     Ok(true)
 }
 
-/// Makes of what a peer has sent what the engine understands. Whether it offers NAT traversal.
+/// initial_max_path_id: the peer does multipath (draft-ietf-quic-multipath).
+const INITIAL_MAX_PATH_ID: VarInt = VarInt::from_u32(0x3e);
+
+/// What a peer offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offer {
+    /// NAT traversal.
+    pub(super) traversal: bool,
+    /// Multipath, without which the engine does no NAT traversal.
+    pub(super) multipath: bool,
+}
+
+/// Makes of what a peer has sent what the engine understands; what it offers.
 ///
 /// # Errors
 /// [`ParameterError`], for which the connection ends with TRANSPORT_PARAMETER_ERROR.
-pub(super) fn incoming(side: Side, encoded: &mut Vec<u8>) -> Result<bool, ParameterError> {
+pub(super) fn incoming(side: Side, encoded: &mut Vec<u8>) -> Result<Offer, ParameterError> {
     let sender = match side {
         Side::Client => Sender::Server,
         Side::Server => Sender::Client,
@@ -65,7 +77,10 @@ pub(super) fn incoming(side: Side, encoded: &mut Vec<u8>) -> Result<bool, Parame
     if dialect || theirs.is_some() {
         *encoded = parameters.encode();
     }
-    Ok(theirs.is_some())
+    Ok(Offer {
+        traversal: theirs.is_some(),
+        multipath: parameters.get(INITIAL_MAX_PATH_ID).is_some(),
+    })
 }
 
 /// Takes the offer of a peer out, as if it had not made it.

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -92,13 +91,6 @@ impl Rounds {
             skipped: None,
             reserve: Reserve::default(),
         }
-    }
-
-    /// What is probed in the current round.
-    pub(super) fn asked(&self) -> Vec<SocketAddr> {
-        let asked = self.current.iter().flat_map(|round| &round.asked);
-        let taken = asked.filter(|(_, taken)| **taken);
-        taken.map(|(address, _)| (*address).into()).collect()
     }
 
     /// The client asks for an address to be probed, of which this is thought.

@@ -43,9 +43,9 @@ impl Layer {
     /// # Errors
     /// A sentence for the peer; the connection ends with TRANSPORT_PARAMETER_ERROR.
     pub(crate) fn incoming_parameters(&self, encoded: &mut Vec<u8>) -> Result<(), String> {
-        let offered =
-            parameters::incoming(self.side, encoded).map_err(|error| error.to_string())?;
-        self.offered[1].store(offered, Ordering::Relaxed);
+        let offer = parameters::incoming(self.side, encoded).map_err(|error| error.to_string())?;
+        self.offered[1].store(offer.traversal, Ordering::Relaxed);
+        self.multipath.store(offer.multipath, Ordering::Relaxed);
         Ok(())
     }
 
@@ -210,6 +210,14 @@ impl Layer {
                 Frame::PunchMeNow(_) => dialect::shrink_to_reach_out(payload, frame),
                 _ => set_type(payload, frame, translate),
             },
+            // The draft does not require multipath, the engine does: without it the peer may say
+            // this, and nothing comes of it.
+            (Role::Client(_), Frame::AddAddress(_) | Frame::RemoveAddress(_))
+            | (Role::Server(_), Frame::PunchMeNow(_))
+                if !self.multipath.load(Ordering::Relaxed) =>
+            {
+                replace_by_ping(payload, frame);
+            }
             (Role::Client(client), Frame::AddAddress(add)) => {
                 match client.offers.add(add, judge(add.address)) {
                     offers::Verdict::Pass(new) => {

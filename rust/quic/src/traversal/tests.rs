@@ -15,6 +15,11 @@ const REACH_OUT: [u8; 11] = [0x80, 0x3d, 0x7f, 0x92, 1, 203, 0, 113, 7, 0x12, 0x
 
 /// A layer on which both ends have agreed.
 fn layer(side: Side) -> Layer {
+    layer_to(side, true)
+}
+
+/// As [`layer`], to a peer that does multipath or not.
+fn layer_to(side: Side, multipath: bool) -> Layer {
     let layer = Layer::new(side, Near::default());
     let mut ours = parameters(parameters::ENGINE_PARAMETER, &[32]);
     layer.outgoing_parameters(&mut ours);
@@ -22,9 +27,13 @@ fn layer(side: Side) -> Layer {
         Side::Client => &[32],
         Side::Server => &[],
     };
-    layer
-        .incoming_parameters(&mut parameters(NAT_TRAVERSAL, theirs))
-        .unwrap();
+    let mut parameters = Parameters::default();
+    parameters.insert(NAT_TRAVERSAL, theirs.to_vec()).unwrap();
+    if multipath {
+        let id = VarInt::from_u32(0x3e);
+        parameters.insert(id, vec![8]).unwrap();
+    }
+    layer.incoming_parameters(&mut parameters.encode()).unwrap();
     layer
 }
 
@@ -146,6 +155,21 @@ fn what_was_not_agreed_on_or_goes_the_wrong_way_reaches_the_engine() {
             assert_eq!(at[..5], translated(&punch)[..5]);
         }
     }
+}
+
+#[test]
+fn without_multipath_nothing_comes_of_it_and_it_is_no_violation() {
+    let client = layer_to(Side::Client, false);
+    for frame in [add(0, address(1)), remove(0)] {
+        assert_eq!(opened(&client, &frame), pinged(&frame));
+    }
+    assert!(client.candidates().is_empty());
+    let frame = punch(1, 0, address(1));
+    assert_eq!(opened(&client, &frame)[..4], REACH_OUT[..4], "wrong way");
+    let server = layer_to(Side::Server, false);
+    assert_eq!(opened(&server, &frame), pinged(&frame));
+    let frame = add(0, address(1));
+    assert_eq!(opened(&server, &frame), translated(&frame), "wrong way");
 }
 
 #[test]
