@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .topology import Host
 
 _FILE: Final = 10_000_000
-_LONG_FILE: Final = 60_000_000
+_LONG_FILE: Final = 45_000_000
 _LINE: Final = Quality(delay=0.01, rate=4_000_000)
 """Of either site and of the relay: 40 ms there and back between any two."""
 
