@@ -171,6 +171,15 @@ class Agent(Generic[_HostT_co]):
         """When incoming streams paused, and for how long."""
         return [e for e in self.process.events[since:] if e.get("event") == "paused"]
 
+    def method(self, other: Agent[Machine]) -> str:
+        """What the node says now of the path that data to another agent takes.
+
+        One that was dialed learns a little later that it was so through a relay of the other.
+        """
+        seen = len(self.process.events)
+        self.process.send({"do": "path", "to": other.peer_id})
+        return str(self.process.wait_event("path", since=seen)["method"])
+
     def mtu(self) -> int:
         """Largest UDP payload in bytes that the path in use is known to carry."""
         seen = len(self.process.events)

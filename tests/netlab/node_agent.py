@@ -69,7 +69,12 @@ class _Agent:
                 self._ending.pop(command["tag"]).set()
             case "path":
                 path = connection.path
-                _emit("path", remote=path and path.remote, mtu=path and path.mtu)
+                _emit(
+                    "path",
+                    method=path and path.method,
+                    remote=path and path.remote,
+                    mtu=path and path.mtu,
+                )
             case "explain":
                 _emit(
                     "explained",

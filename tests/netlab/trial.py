@@ -7,6 +7,7 @@ what the internet's router counted.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -50,6 +51,9 @@ _STRAY: Final = BULK / 5
 
 _WATCHED: Final = 2.5
 """Seconds for which a pair that must stay relayed is watched, where UDP gets out at both ends."""
+
+_SETTLING: Final = 10.0
+"""Seconds to find out that no address at a relay is needed; that is tested elsewhere."""
 
 _STRICT: Final = "address-and-port-dependent"
 
@@ -194,7 +198,7 @@ class Meeting:
         if required == {"relayed"}:
             if self.near.kind.egress is self.far.kind.egress is Egress.ANY:
                 time.sleep(_WATCHED)  # that nothing happens is what is tested
-            claims = [e["method"] for x, y, since in ends for e in x.ways(y, since=since)]
+            claims = [one.method(other) for one, other, _ in ends]
             return [f"claims to be {m} where that cannot be" for m in claims if m != "relayed"]
         deadline = time.monotonic() + wait
         try:
@@ -307,11 +311,12 @@ class Ground:
         if is_open(site.kind):
             # It asks for an address at a relay until it has seen that it needs none, and judges its
             # filters when that is done.
-            agent.process.wait_any(
-                ("relay", "nat"),
-                lambda e: e.get("state") == "lost" or e.get("filtering") == _STRICT,
-                timeout=_MEETING,
-            )
+            with contextlib.suppress(NoEventError):
+                agent.process.wait_any(
+                    ("relay", "nat"),
+                    lambda e: e.get("state") == "lost" or e.get("filtering") == _STRICT,
+                    timeout=_SETTLING,
+                )
             return
         for relay in self.world.relays[:2]:
             agent.wait_reserved(relay.node.peer_id, timeout=_MEETING)
