@@ -15,6 +15,7 @@ import pytest
 
 from . import kinds
 from .cells import DUAL, QUICK, QUICK_DUAL, TABLE
+from .kinds import Egress
 from .lab import Lab
 from .routers import Engine
 from .trial import DISTANT, PERFECT, Ground, Lines
@@ -30,6 +31,11 @@ _QUICK = {
     (Engine.USERSPACE, PERFECT): QUICK,
 }
 """Those tested every day; the rest is marked ``full``."""
+
+_ALL = (*TABLE, *DUAL)
+
+_ON_BAD_LINES = [(near, far) for near, far in _ALL if near.egress is far.egress is Egress.ANY]
+"""Those that relay over TCP anyway have their tests on bad lines among those of relays."""
 
 
 def _parameter(engine: Engine, lines: Lines, cell: Cell) -> object:
@@ -62,9 +68,9 @@ def ground(netlab: None) -> Iterator[Callable[[Engine, Lines], Ground]]:  # noqa
     ("engine", "lines", "cell"),
     [
         _parameter(engine, lines, cell)
-        for lines in (PERFECT, DISTANT)
+        for lines, cells in ((PERFECT, _ALL), (DISTANT, _ON_BAD_LINES))
         for engine in Engine
-        for cell in (*TABLE, *DUAL)
+        for cell in cells
     ],
 )
 def test_cell(
