@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyreach._fallback import Fallback
 from anyreach._local import from_core
+from anyreach._lookout import Lookout
 from anyreach._nat_probe import NatProbe
 from anyreach._punch_end import Kit
 from anyreach._punching import Punching
@@ -88,6 +89,7 @@ class Improving:
         )
         self._punching = Punching(kit, enabled=config.direct and config.punch)
         self._ranking = Ranking(config.path_policy, standby=config.relay_standby)
+        self._lookout = Lookout(core, wait)
         self._fallback = Fallback(
             core, wait, tunnels=tunnels, contacts=contacts, enabled=config.relay_fallback
         )
@@ -106,6 +108,7 @@ class Improving:
         yield self._probe.run(), "anyreach-nat-probe"
         yield self._ranking.run(), "anyreach-ranking"
         yield self._fallback.run(), "anyreach-fallback"
+        yield self._lookout.run(), "anyreach-lookout"
 
     # What happens
 
@@ -150,6 +153,8 @@ class Improving:
 
     def paths_changed(self, core: _core.Connection, *, failed_over: bool) -> None:
         """The paths of a connection changed."""
+        if failed_over:
+            self._lookout.failed_over(core)
         self._ranking.changed(core, failed_over=failed_over)
         self.upgrades.changed(core)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,8 +62,8 @@ async def test_everybody_meets_whom_they_like(method: str) -> None:
         )
         for (_, other), connection in zip(chosen, made, strict=True):
             assert connection.peer_id == other.peer_id
-            assert connection.path is not None
-            assert connection.path.method == method
+            # A direct one may come a moment later where a busy machine holds up the dials.
+            await until(partial(takes, connection, method))
         pairs = {frozenset((a.peer_id, b.peer_id)) for a, b in chosen}
         met = {frozenset((node.peer_id, peer)) for node in everybody for peer in _met(node, known)}
         assert met == pairs, "one connection for each pair, known to both"
@@ -83,3 +84,7 @@ def _met(node: Node, known: tuple[Node, ...]) -> list[PeerId]:
 def _to(node: Node, other: Node) -> Connection:
     (connection,) = (c for c in node.connections if c.peer_id == other.peer_id)
     return connection
+
+
+def takes(connection: Connection, method: str) -> bool:
+    return connection.path is not None and connection.path.method == method

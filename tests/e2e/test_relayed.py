@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +13,9 @@ from anyreach.events import Connected, Disconnected, Relay
 
 from .support import DUAL, PATIENCE, V4, V6, Watch, accepted, at, exchange, nodes, soon, until
 from .trio import LOOPBACK, RELAYED, trio
+
+if TYPE_CHECKING:
+    from anyreach import PeerId
 
 
 async def test_a_peer_is_found_through_a_peer() -> None:
@@ -162,7 +166,8 @@ async def test_a_relay_that_restarts_is_used_again() -> None:
         )
         async with Node(again):
             await watch.next(Relay, state="reserved", peer_id=identity.peer_id)
-            await until(lambda: identity.peer_id in {c.peer_id for c in nodes.alice.connections})
+            for node in (nodes.alice, nodes.bob):
+                await until(partial(knows, node, identity.peer_id))
             connection, far = await nodes.connect()
             await exchange(connection, far)
 
@@ -191,3 +196,7 @@ async def test_closing_in_the_middle_of_a_search() -> None:
         await soon(nodes.alice.close())
         results = await soon(asyncio.gather(*calls, return_exceptions=True))
         assert all(isinstance(result, Exception) for result in results)
+
+
+def knows(node: Node, peer: PeerId) -> bool:
+    return any(connection.peer_id == peer for connection in node.connections)

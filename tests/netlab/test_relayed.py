@@ -127,8 +127,9 @@ def test_pair_connects_and_carries_a_file(matrix: _Matrix, cell: tuple[SiteKind,
     relayed = min(traffic.sent(near, relay).bytes, traffic.sent(relay, far).bytes)
     straight = traffic.sent(near, far).bytes
     if sent.last("sent")["method"] != "relayed":
-        assert straight > _FILE_SIZE
-        assert relayed < _FILE_SIZE / 10
+        # The way may have opened in the middle of the file.
+        assert straight > 10_000
+        assert straight + relayed > _FILE_SIZE
     elif truth.cheapest(*cell) is not truth.Cheapest.TCP:  # there the far end may relay for itself
         assert relayed > _FILE_SIZE
         assert straight < _FILE_SIZE / 10, "bulk data bypassed the relay"
