@@ -50,7 +50,7 @@ class Punching:
         also when it has become direct, so that it finds its way back."""
         if not self._enabled or core.id in self._ends or core.close_reason is not None:
             return
-        if not is_relayed(core) or not core.can_punch:
+        if not _began_relayed(core) or not core.can_punch:
             return
         self._set_near()
         end = Client(self._kit, core) if core.outbound else Server(self._kit, core)
@@ -183,6 +183,12 @@ class Punching:
         tasks = [task for end in self._ends.values() for task in end.end()]
         self._ends.clear()
         return tasks
+
+
+def _began_relayed(core: _core.Connection) -> bool:
+    """Whether a relay is needed, or was: a direct path may be up before anybody has looked."""
+    first = core.first_path
+    return is_relayed(core) or (first is not None and first.method == "relayed")
 
 
 def _filled(account: Account, end: Client | Server) -> Account:

@@ -98,6 +98,7 @@ def test_a_site_gets_a_new_public_address(lab: Lab, engine: Engine, whose: str) 
     assert again < _AGAIN
 
 
+@_full
 @_sides
 def test_a_host_moves_to_another_network(lab: Lab, whose: str) -> None:
     talk = Talk(lab, _HOME, _HOME)
@@ -114,6 +115,7 @@ def test_a_host_moves_to_another_network(lab: Lab, whose: str) -> None:
     assert again < _AGAIN
 
 
+@_full
 @_sides
 def test_udp_is_blocked_midway_and_allowed_again(lab: Lab, whose: str) -> None:
     talk = Talk(lab, _HOME, _HOME)
@@ -133,6 +135,7 @@ def test_udp_is_blocked_midway_and_allowed_again(lab: Lab, whose: str) -> None:
     assert again < _AGAIN
 
 
+@_full
 @_engines
 @pytest.mark.parametrize("load", ["light", "bulk"])
 @pytest.mark.parametrize("far", [_HOME, kinds.PUBLIC], ids=str)
@@ -221,6 +224,7 @@ def test_a_node_is_suspended(lab: Lab, whose: str) -> None:
     assert again < _AGAIN
 
 
+@_full
 @_engines
 @pytest.mark.parametrize("timeout", [5, pytest.param(30, marks=_full)])
 def test_an_idle_connection_outlives_the_timeout_of_the_mappings(
