@@ -21,6 +21,7 @@ use anyreach_quic::{
 use anyreach_wire::opener::{OPENER_FIRST_BYTE, OPENER_LEN, Opener, OpenerKind, is_opener};
 use bytes::Bytes;
 use common::{LONG, endpoint_with, within};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -41,9 +42,29 @@ struct Pair {
     /// Alice's end, who dialed.
     out: Connection,
     inn: Connection,
+    _turn: Turn,
+}
+
+/// A spray over the ports of this host meets the sockets of every other test on it.
+static TURNS: RwLock<()> = RwLock::const_new(());
+
+enum Turn {
+    #[allow(dead_code, reason = "held, not read")]
+    Together(RwLockReadGuard<'static, ()>),
+    #[allow(dead_code, reason = "held, not read")]
+    Alone(RwLockWriteGuard<'static, ()>),
 }
 
 async fn pair() -> Pair {
+    pair_in(Turn::Together(TURNS.read().await)).await
+}
+
+/// As [`pair`], while no other test has one.
+async fn pair_alone() -> Pair {
+    pair_in(Turn::Alone(TURNS.write().await)).await
+}
+
+async fn pair_in(turn: Turn) -> Pair {
     let (alice, bob) = (node(), node());
     let to = format!("[::1]:{}", bob.local_addr().port());
     let dial = alice.dial(to.parse().unwrap(), Some(bob.identity().peer_id()), LONG);
@@ -54,6 +75,7 @@ async fn pair() -> Pair {
         bob,
         out,
         inn,
+        _turn: turn,
     }
 }
 
@@ -147,7 +169,7 @@ async fn an_opener_opens_a_way_at_both_ends() {
 
 #[tokio::test]
 async fn a_spray_meets_a_pool_and_the_socket_that_was_found_carries_the_path() {
-    let pair = pair().await;
+    let pair = pair_alone().await;
     // What both ends send one another pays for it.
     transfer(&pair.out, &pair.inn, 100_000).await;
     transfer(&pair.inn, &pair.out, 100_000).await;
@@ -313,7 +335,7 @@ async fn a_flood_of_junk_leaves_a_node_running() {
 
 #[tokio::test]
 async fn nobody_gets_more_than_the_peer_has_paid_for() {
-    let pair = pair().await;
+    let pair = pair_alone().await;
     let victim = bystander();
     let to = vec![victim.local_addr().unwrap(); 32];
     let (mut sent, mut arrived) = (0, 0);
