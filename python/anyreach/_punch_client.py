@@ -59,6 +59,7 @@ class Client(Steps):
         self.pairing = PairingResult((), ())
         self._schedule = Schedule(kit.budget(core.peer_id))
         self._news = asyncio.Event()
+        self._begun = self.loop.time()
         self._direct = False
         self._moving = False  # candidates change because we had them changed
         self._opening: dict[SocketAddress, asyncio.Task[None]] = {}
@@ -94,6 +95,8 @@ class Client(Steps):
         direct = has_direct(self.core)
         now = self.loop.time()
         if direct and not self._direct:
+            if self._schedule.running is None:
+                self._account_for_luck()
             self._schedule.direct_up(now, improving=self._can_improve())
             self.settled.set()
         elif self._direct and not direct:
@@ -303,17 +306,37 @@ class Client(Steps):
         self.kit.recorder.punch_round(tried.outcome)
         if entry is None:
             return
-        path = next((p for p in self.core.paths() if p.method != "relayed"), None)
         entry.end(tried.outcome, "it made a path" if tried.outcome == "direct" else None)
+        self._tell_of(entry, tried.seconds)
+
+    def _account_for_luck(self) -> None:
+        """Note a punched path that came up outside of any round."""
+        path = next((p for p in self.core.paths() if p.method == "punched"), None)
+        if path is None:
+            return
+        seconds = self.loop.time() - self._begun
+        entry = self.log.begin("simple", ago=seconds)
+        entry.uses(self.outside()[:1], [from_core(*path.remote)])
+        entry.end("direct", "the peer was met without a round: it answered what we sent before")
+        self.kit.recorder.punch_round("direct")
+        self._tell_of(entry, seconds)
+
+    def _tell_of(self, entry: Entry, seconds: float) -> None:
+        """Tell of an attempt that has ended."""
+        attempt = entry.attempt
+        assert attempt.outcome is not None
+        path = next((p for p in self.core.paths() if p.method != "relayed"), None)
         self._count_candidates(entry)
         self.kit.emit(
             Punch(
                 peer_id=self.peer_id,
-                method=tried.method,
-                result=tried.outcome,
-                ms=tried.seconds * 1000,
-                remote=str(from_core(*path.remote)) if path and tried.outcome == "direct" else None,
-                reason=entry.attempt.reason,
+                method=attempt.technique,
+                result=attempt.outcome,
+                ms=seconds * 1000,
+                remote=str(from_core(*path.remote))
+                if path and attempt.outcome == "direct"
+                else None,
+                reason=attempt.reason,
             )
         )
 

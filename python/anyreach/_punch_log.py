@@ -26,9 +26,9 @@ class Entry:
 
     __slots__ = ("_begun", "attempt")
 
-    def __init__(self, technique: Method, reason: str) -> None:
-        self._begun = time.monotonic()
-        self.attempt = PunchAttempt(technique, None, time.time(), None, (), (), None, reason)
+    def __init__(self, technique: Method, reason: str, ago: float) -> None:
+        self._begun = time.monotonic() - ago
+        self.attempt = PunchAttempt(technique, None, time.time() - ago, None, (), (), None, reason)
 
     def uses(
         self,
@@ -68,11 +68,11 @@ class PunchLog:
     def __init__(self) -> None:
         self._entries: deque[Entry] = deque(maxlen=MAX_ATTEMPTS)
 
-    def begin(self, technique: Method, reason: str = "under way") -> Entry:
-        """A new entry; whatever was under way is overtaken."""
+    def begin(self, technique: Method, reason: str = "under way", *, ago: float = 0.0) -> Entry:
+        """A new entry, of what began so many seconds ago; whatever was under way is overtaken."""
         if self._entries:
             self._entries[-1].end("failed", "a newer attempt took its place")
-        entry = Entry(technique, reason)
+        entry = Entry(technique, reason, ago)
         self._entries.append(entry)
         return entry
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from anyreach import _core
     from anyreach._punch_end import Kit
     from anyreach.connection import Path
-    from anyreach.explain import PunchAttempt
 
 __all__ = ["Punching"]
 
@@ -143,14 +142,11 @@ class Punching:
         end = self._ends.get(core.id)
         return isinstance(end, Client) and not end.settled.is_set()
 
-    def attempts(self, core: _core.Connection) -> tuple[PunchAttempt, ...]:
-        """What was tried, oldest first."""
-        end = self._ends.get(core.id)
-        return () if end is None else end.log.attempts
-
     def account(self, core: _core.Connection, paths: Sequence[Path]) -> Account:
         """Everything :func:`anyreach.explain.explain` needs."""
         end = self._ends.get(core.id)
+        if end is not None:
+            end.changed()  # a path may be up before anybody has told
         ways = [path for other in self._kit.core.connections() for path in other.paths()]
         account = Account(
             peer_id=str(PeerId(core.peer_id)),

@@ -87,6 +87,24 @@ async def test_a_connection_that_becomes_relayed_takes_part() -> None:
 
 
 @in_virtual_time
+async def test_a_path_before_any_round_is_told() -> None:
+    rig = Rig()
+    await rig.begin()
+    await asyncio.sleep(0.1)
+    await rig.direct()
+    assert rig.connection.rounds == []
+    (event,) = rig.events
+    assert isinstance(event, Punch)
+    assert (event.method, event.result) == ("simple", "direct")
+    assert event.remote == "198.51.100.10:9000"
+    assert event.ms == pytest.approx(100, abs=5)
+    assert rig.results() == {"direct": 1}
+    (attempt,) = rig.punching.account(rig.core, ()).attempts
+    assert (attempt.round, attempt.outcome) == (None, "direct")
+    await rig.punching.end()
+
+
+@in_virtual_time
 async def test_a_path_ends_the_rounds_and_is_told() -> None:
     rig = Rig()
     await rig.begin(THEIRS)
@@ -103,7 +121,7 @@ async def test_a_path_ends_the_rounds_and_is_told() -> None:
     assert event.remote == "198.51.100.10:9000"
     assert event.ms == pytest.approx(100, abs=5)
     assert rig.results() == {"direct": 1}
-    (attempt,) = rig.punching.attempts(rig.core)
+    (attempt,) = rig.punching.account(rig.core, ()).attempts
     assert (attempt.technique, attempt.round, attempt.outcome) == ("simple", 1, "direct")
     assert attempt.local == ("203.0.113.10:9000",)
     assert attempt.remote == ("198.51.100.10:9000",)
@@ -135,7 +153,7 @@ async def test_rounds_that_fail_become_rare_and_are_told() -> None:
     await rig.begin(THEIRS)
     await asyncio.sleep(3600)
     assert 20 < len(rig.connection.rounds) < 90
-    assert len(rig.punching.attempts(rig.core)) <= 32
+    assert len(rig.punching.account(rig.core, ()).attempts) <= 32
     assert rig.results()["failed"] == pytest.approx(len(rig.connection.rounds), abs=1)
     event = rig.events[0]
     assert isinstance(event, Punch)
@@ -303,7 +321,7 @@ async def test_a_peer_that_does_not_help_is_a_refusal(how: str) -> None:
     await asyncio.sleep(2)
     assert rig.connection.rounds == []
     assert rig.results()["refused"] >= 1
-    assert rig.punching.attempts(rig.core)[0].outcome == "refused"
+    assert rig.punching.account(rig.core, ()).attempts[0].outcome == "refused"
     await rig.punching.end()
 
 
@@ -314,7 +332,7 @@ async def test_a_nat_that_does_not_show_its_ports_is_a_failure() -> None:
     await rig.begin(THEIRS)
     await asyncio.sleep(0.5)
     assert rig.results() == {"failed": 1}
-    assert "did not show" in rig.punching.attempts(rig.core)[0].reason
+    assert "did not show" in rig.punching.account(rig.core, ()).attempts[0].reason
     await rig.punching.end()
 
 

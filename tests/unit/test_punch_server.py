@@ -229,10 +229,10 @@ async def test_what_the_peer_did_is_in_the_log() -> None:
     await server.begin()
     server.punching.round(server.core, 3)
     assert ip_address(THEIRS[0]) in server.contacts
-    (attempt,) = server.punching.attempts(server.core)
+    (attempt,) = server.punching.account(server.core, ()).attempts
     assert (attempt.technique, attempt.round, attempt.outcome) == ("simple", 3, None)
     await server.direct()
-    (attempt,) = server.punching.attempts(server.core)
+    (attempt,) = server.punching.account(server.core, ()).attempts
     assert (attempt.outcome, attempt.remote) == ("direct", ("198.51.100.10:9000",))
     server.punching.opened(server.core, "192.0.2.99", 1)
     assert ip_address("192.0.2.99") in server.contacts

@@ -182,6 +182,11 @@ impl Connection {
         paths
     }
 
+    /// Whether no path leads to the peer but through relays.
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.paths().iter().all(|path| path.method == "relayed")
+    }
+
     /// The path the handshake was made on, as it was then; only whether it is relayed is judged by
     /// what the peer has said since. `None` if the connection ended at once.
     pub fn first_path(&self) -> Option<PathSnapshot> {

@@ -244,6 +244,13 @@ impl Connection {
         path.map_or(ACK_DELAY, |path| path.stats().rtt * RTTS + ACK_DELAY)
     }
 
+    /// The two ends have agreed to open the way to an address: a path there is a punched one.
+    pub(crate) fn coordinated(&self, address: SocketAddr) {
+        if let Some(layer) = &self.0.layer {
+            layer.met(canonical(address).into());
+        }
+    }
+
     /// Whether a path that has come up was made by NAT traversal.
     pub(super) fn is_punched(&self, id: PathId, ours: bool) -> bool {
         let Some(layer) = self.0.layer.as_ref().filter(|_| id != PathId::ZERO) else {

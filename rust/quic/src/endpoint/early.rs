@@ -19,7 +19,7 @@ const MEETING_TIME: Duration = Duration::from_secs(2);
 impl Endpoint {
     /// We have dialed: opens a path to where the peer is first heard from.
     pub(super) fn expect_openers(&self, connection: &Connection) {
-        if !is_relayed(connection) {
+        if !connection.is_relayed() {
             return;
         }
         // They may overtake the answer to the hello, which takes the longer way.
@@ -32,11 +32,15 @@ impl Endpoint {
 impl Connection {
     /// The peer has dialed, and said where it can be reached.
     pub(super) fn open_early(&self, reach: &Reach) {
-        if self.outbound() || !is_relayed(self) {
+        if self.outbound() || !self.is_relayed() {
             return;
         }
         let addresses = reach.direct.iter().map(|direct| direct.address);
         let addresses: Vec<SocketAddr> = addresses.take(MAX_TRIED).collect();
+        for address in &addresses {
+            // Its own first packet may be let in by these openers before its answer to one comes.
+            self.coordinated(*address);
+        }
         self.openers(&addresses, 0);
     }
 }
@@ -53,9 +57,4 @@ async fn meet(connection: &Connection) {
     if let Ok(Some(Err(error))) = met {
         tracing::debug!(%error, "no path with the hello");
     }
-}
-
-fn is_relayed(connection: &Connection) -> bool {
-    let paths = connection.paths();
-    paths.iter().all(|path| path.method == "relayed")
 }

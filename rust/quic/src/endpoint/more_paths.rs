@@ -88,6 +88,10 @@ impl Endpoint {
         if connection.can_open_paths().is_err() || connection.has_path_to(remote) {
             return;
         }
+        if connection.is_relayed() {
+            // What was dialed in vain before answers because the peer has opened its NAT by now.
+            connection.coordinated(remote);
+        }
         let connection = connection.clone();
         tokio::spawn(async move {
             let options = PathOptions {
