@@ -295,6 +295,7 @@ impl Connection {
                 standby: record.standby || (record.peer_standby && !self.outbound()),
                 relayed: way.method == "relayed",
                 ipv6: way.remote.is_ipv6(),
+                doubtful: false,
                 rtt: path.stats().rtt,
             };
             Some((id, candidate, remote))

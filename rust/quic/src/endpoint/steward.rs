@@ -93,6 +93,9 @@ impl<'a> Steward<'a> {
                 open.retain(|path| path.candidate.id != id);
             }
         }
+        for path in &mut open {
+            path.candidate.doubtful = self.vigil.is_doubtful(now, path.candidate.id);
+        }
         self.current = self.choose(&open);
         let (Some((old, from)), Some((new, to))) = (before, self.current) else {
             return;
@@ -112,7 +115,7 @@ impl<'a> Steward<'a> {
     fn open_paths(&mut self, now: Instant) -> Vec<Open> {
         let mut open = self.connection.candidates();
         self.vigil
-            .retain(|id| open.iter().any(|(_, path, _)| path.id == id));
+            .retain(now, |id| open.iter().any(|(_, path, _)| path.id == id));
         for (id, candidate, _) in &mut open {
             if let Some(path) = self.connection.engine().path(*id) {
                 let stats = path.stats();

@@ -22,6 +22,8 @@ pub(crate) struct Candidate {
     pub(crate) standby: bool,
     pub(crate) relayed: bool,
     pub(crate) ipv6: bool,
+    /// It was asked for a sign of life and has given none so far.
+    pub(crate) doubtful: bool,
     /// Round trip without what our own data adds to it.
     pub(crate) rtt: Duration,
 }
@@ -47,18 +49,21 @@ impl Candidate {
     }
 }
 
-/// The path to use; `None` only if there is none.
+/// The path to use; `None` only if there is none. A doubtful one is left only when it is closed, but
+/// not moved to while there is any other.
 pub(crate) fn choose(
     current: Option<u32>,
     candidates: &[Candidate],
     ranking: &Ranking,
 ) -> Option<u32> {
-    let class = candidates.iter().map(|path| path.class(ranking)).max()?;
-    let equals = || {
-        candidates
-            .iter()
-            .filter(|path| path.class(ranking) == class)
+    let certain = |path: &&Candidate| !path.doubtful || Some(path.id) == current;
+    let any_certain = candidates.iter().any(|path| certain(&path));
+    let usable = || {
+        let candidates = candidates.iter();
+        candidates.filter(move |path| !any_certain || certain(path))
     };
+    let class = usable().map(|path| path.class(ranking)).max()?;
+    let equals = || usable().filter(|path| path.class(ranking) == class);
     let best = equals().min_by_key(|path| (path.length(), path.id))?;
     let current = equals().find(|path| Some(path.id) == current);
     let chosen = match current {
@@ -84,6 +89,7 @@ mod tests {
             standby: false,
             relayed: false,
             ipv6: false,
+            doubtful: false,
             rtt: Duration::from_millis(rtt_ms),
         }
     }
@@ -128,6 +134,23 @@ mod tests {
     }
 
     #[test]
+    fn nobody_moves_to_a_doubtful_path_while_there_is_another() {
+        let doubtful = |path| Candidate {
+            doubtful: true,
+            ..path
+        };
+        let punched = doubtful(direct(2, 40));
+        assert_eq!(by_rule(Some(1), &[relayed(0, 90), punched]), Some(0));
+        assert_eq!(by_rule(Some(2), &[relayed(0, 90), punched]), Some(2));
+        assert_eq!(
+            by_rule(Some(1), &[doubtful(relayed(0, 90)), punched]),
+            Some(2)
+        );
+        let ranking = Ranking::from([(2, 0), (0, 1)]);
+        assert_eq!(choose(None, &[relayed(0, 90), punched], &ranking), Some(0));
+    }
+
+    #[test]
     fn a_ranking_decides_over_everything() {
         let ranking = Ranking::from([(0, 1), (2, 0)]);
         let paths = [relayed(0, 90), direct(1, 1), relayed(2, 99)];
@@ -139,15 +162,16 @@ mod tests {
     prop_compose! {
         fn any_candidates()(
             paths in prop::collection::vec(
-                (any::<bool>(), any::<bool>(), any::<bool>(), 0_u64..400), 0..8,
+                (any::<[bool; 4]>(), 0_u64..400), 0..8,
             ),
         ) -> Vec<Candidate> {
             let numbered = paths.into_iter().enumerate();
-            let path = |(id, (standby, relayed, ipv6, rtt))| Candidate {
+            let path = |(id, (flags, rtt)): (usize, ([bool; 4], u64))| Candidate {
                 id: id as u32,
-                standby,
-                relayed,
-                ipv6,
+                standby: flags[0],
+                relayed: flags[1],
+                ipv6: flags[2],
+                doubtful: flags[3],
                 rtt: Duration::from_millis(rtt),
             };
             numbered.map(path).collect()
@@ -167,7 +191,10 @@ mod tests {
             if let Some(id) = chosen {
                 let of = |id| candidates.iter().find(|path| path.id == id);
                 let class = of(id).map(|path| path.class(&ranks));
-                prop_assert_eq!(class, candidates.iter().map(|path| path.class(&ranks)).max());
+                let usable = |path: &&Candidate| !path.doubtful || Some(path.id) == current;
+                let best = candidates.iter().filter(usable).map(|path| path.class(&ranks)).max();
+                let any = candidates.iter().map(|path| path.class(&ranks)).max();
+                prop_assert_eq!(class, best.or(any));
                 prop_assert_eq!(choose(chosen, &candidates, &ranks), chosen);
                 // And a change within the class is worth it.
                 if let (Some(old), Some(new)) = (current.and_then(of), of(id))

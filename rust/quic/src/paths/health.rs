@@ -40,6 +40,9 @@ const PING_INTERVAL_MAX: Duration = Duration::from_millis(100);
 /// And afterwards: it may come back. More often than what came by it is forgotten.
 const PING_INTERVAL_SILENT: Duration = Duration::from_millis(100);
 
+/// Bytes sent between two looks that do not come from pings and acknowledgements alone.
+const BULK: u64 = 4 * 1200;
+
 /// Silence after which a path is given up although no other has shown life either: peers of other
 /// makes may answer only on the dead one.
 const HOPELESS: Duration = Duration::from_secs(3);
@@ -87,6 +90,8 @@ pub(crate) struct Pulse {
     heard: Instant,
     received: Instant,
     answered: Instant,
+    /// When a lot was last sent.
+    bulk: Option<Instant>,
     /// When something was sent that has not been answered.
     unanswered: Option<Instant>,
     pings: u32,
@@ -106,6 +111,7 @@ impl Pulse {
             heard: now,
             received: now,
             answered: now,
+            bulk: None,
             unanswered: None,
             pings: 0,
             pinged: None,
@@ -134,16 +140,25 @@ impl Pulse {
         }
         if answered {
             self.answered = now;
-            self.unanswered = None;
+            // Not all of what left since can be meant, and a full window lets nothing follow it.
+            self.unanswered = self.has_sent_bulk(now, last.rtt * 3 / 4).then_some(now);
             self.reset_pings();
         } else if sent && self.unanswered.is_none() {
             self.unanswered = Some(now);
+        }
+        if sample.sent.saturating_sub(last.sent) >= BULK {
+            self.bulk = Some(now);
         }
         Change {
             any: sent || received,
             received,
             revived: was_silent && self.heard == now,
         }
+    }
+
+    fn has_sent_bulk(&self, now: Instant, time: Duration) -> bool {
+        self.bulk
+            .is_some_and(|sent| now.saturating_duration_since(sent) < time)
     }
 
     /// Silence so far means nothing: we were not looking ourselves, or it was not this path. It owes
@@ -248,6 +263,14 @@ impl Pulse {
         // What was sent left before the look that noticed it.
         let answer = |since| self.received + LOOK > since + self.last.rtt;
         of_late && self.unanswered.is_some_and(answer)
+    }
+
+    /// Whether it has given no sign of life since it was asked for one, and should have: another one
+    /// is the better choice until it does.
+    pub(crate) fn is_doubtful(&self, now: Instant) -> bool {
+        let answer = self.answer_time() + ECHO_DELAY;
+        self.asked_first
+            .is_some_and(|asked| now.saturating_duration_since(asked) >= answer)
     }
 
     /// Since when it owes an answer.

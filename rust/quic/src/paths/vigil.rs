@@ -119,13 +119,22 @@ impl Vigil {
         self.watched.get(&id).map(|path| path.pulse.heard())
     }
 
+    /// Whether a path was asked for a sign of life and has given none.
+    pub(crate) fn is_doubtful(&self, now: Instant, id: u32) -> bool {
+        let watched = self.watched.get(&id);
+        watched.is_some_and(|path| path.pulse.is_doubtful(now))
+    }
+
     /// Forgets all paths but these.
-    pub(crate) fn retain(&mut self, open: impl Fn(u32) -> bool) {
+    pub(crate) fn retain(&mut self, now: Instant, open: impl Fn(u32) -> bool) {
         let before = self.watched.len();
         self.watched.retain(|id, _| open(*id));
         if self.watched.len() < before {
-            // Answers of the others may have been lost on those that are gone.
-            self.forgive();
+            // Answers of the others may have been lost on those that are gone. Not those of paths
+            // that are silent altogether: they may have been cut together.
+            let others = self.watched.values_mut();
+            let hurt = others.filter(|path| !path.pulse.is_doubtful(now));
+            hurt.for_each(|path| path.pulse.forgive());
         }
     }
 
@@ -164,7 +173,7 @@ impl Vigil {
         if !orders.close.is_empty() {
             orders.ping.clear();
             orders.stale.clear();
-            self.retain(|id| !orders.close.contains(&id));
+            self.retain(now, |id| !orders.close.contains(&id));
         }
         for id in &orders.ping {
             if let Some(path) = self.watched.get_mut(id) {

@@ -124,11 +124,12 @@ impl Model {
     fn close(&mut self, at: usize, id: u32) {
         let node = &mut self.nodes[at];
         node.counts.remove(&id);
-        node.vigil.retain(|open| open != id);
+        node.vigil.retain(self.now, |open| open != id);
         node.closed.push(id);
-        let first = *node.counts.keys().next().expect("never the last one");
         if node.current == id {
-            node.current = first;
+            let (now, open) = (self.now, node.counts.keys());
+            let next = open.min_by_key(|id| (node.vigil.is_doubtful(now, **id), **id));
+            node.current = *next.expect("never the last one");
         }
     }
 
@@ -168,6 +169,36 @@ fn a_dead_path_is_closed_whoever_sends_and_whichever_way_it_died() {
             model.run(ms(5000), sends);
             assert_eq!(model.closed(), [0]);
         }
+    }
+}
+
+#[test]
+fn of_paths_cut_together_none_is_moved_to() {
+    for (rtts, sends) in [
+        ([100, 44, 87], [true, false]),
+        ([44, 100, 87], [true, false]),
+        ([100, 44, 87], [false, true]),
+        ([40, 40, 80], [true, true]),
+    ] {
+        let mut model = Model::new(&rtts);
+        model.run(ms(1000), sends);
+        model.up[0] = [false; 2];
+        model.up[1] = [false; 2];
+        let cut = model.now;
+        while model.nodes.iter().any(|node| node.current == 0) {
+            model.step(sends);
+        }
+        let taken = model.now - cut;
+        assert!(
+            taken <= 3 * ms(100) + ms(300),
+            "{rtts:?} {sends:?}: {taken:?}"
+        );
+        model.run(ms(3000), sends);
+        assert!(
+            model.nodes.iter().all(|node| node.current == 2),
+            "{rtts:?} {sends:?}"
+        );
+        assert_eq!(model.closed().len(), 2);
     }
 }
 
