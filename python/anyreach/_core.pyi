@@ -179,6 +179,8 @@ class Endpoint:
         """Networks of ours, "192.168.1.0/24": candidates of peers inside them are not refused."""
     def map_port(self) -> PortMapping:
         """Ask the routers for a mapping of our port by PCP, NAT-PMP and UPnP IGD."""
+    def prime(self, addresses: Sequence[tuple[str, int]], ttl: int) -> int:
+        """Open our own NATs for these addresses by packets that end `ttl` routers away."""
     def reflect(
         self,
         ip: str,

@@ -23,7 +23,7 @@ from anyreach.happy_eyeballs import Exhausted, Race, Start, Wait, attempt_delay_
 from anyreach.resolver import ResolutionError, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from anyreach.addresses import HostPort
     from anyreach.dialer import Dialer
@@ -35,6 +35,9 @@ __all__ = ["Endpoint", "Flow", "Waiter"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+PRIMING_TTL: Final = 2
+"""Routers that packets pass which are to open our own NAT alone: one at home, and none beyond."""
 
 _NAMED: Final = frozenset({"given", "dns"})
 """Sources of addresses the caller vouches for: somebody else there is worth an error of its own."""
@@ -62,6 +65,10 @@ class Endpoint(Protocol):
         relayed: bool = False,
     ) -> _core.Dial:
         """Start an attempt."""
+        ...
+
+    def prime(self, addresses: Sequence[tuple[str, int]], ttl: int) -> int:
+        """Open our own NATs for these addresses."""
         ...
 
     def connection(self, peer_id: bytes) -> _core.Connection | None:
@@ -110,7 +117,8 @@ class Flow:
         self._hosts: set[HostPort] = set()
         self._jobs: set[asyncio.Task[None]] = set()
         self._lookers: set[asyncio.Task[None]] = set()
-        self._ways: dict[Way, None] = {}
+        self._ways: dict[Way, asyncio.Task[None]] = {}
+        self._primed: set[SocketAddress] = set()
         # Ways an attempt is under way on.
         self._dialing: set[Way] = set()
         self._usable: dict[SocketAddress, None] = {}
@@ -187,8 +195,23 @@ class Flow:
         """Try a relayed way at once, beside the direct ones: which data takes is decided later."""
         if way in self._ways or len(self._ways) >= MAX_RELAYED_WAYS or self._over:
             return
-        self._ways[way] = None
-        self.look(self._attempt(way), f"anyreach-dial {way}")
+        task = self._ways[way] = self._spawn(self._attempt(way), f"anyreach-dial {way}")
+        self._lookers.add(task)
+
+    def prime(self, addresses: Iterable[SocketAddress]) -> None:
+        """Have our own NATs let in what comes from there, and send nothing that gets there."""
+        fresh = [address for address in addresses if address not in self._primed]
+        self._primed.update(fresh)
+        if self._dialer.contacts is not None:
+            for address in fresh:
+                self._dialer.contacts.add(address.ip)
+        self._dialer.endpoint.prime([(str(a.ip), a.port) for a in fresh], PRIMING_TTL)
+
+    async def all_failed(self, ways: Iterable[Way]) -> None:
+        """Wait until no attempt on any of these ways, of those that are tried, is under way."""
+        tasks = [self._ways[way] for way in ways if way in self._ways]
+        if tasks:
+            await asyncio.wait(tasks)
 
     def answered(self, host: HostPort) -> str | None:
         """What a direct attempt to ``host`` found out there; ``None`` while nobody answers."""

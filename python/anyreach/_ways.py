@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
@@ -198,10 +199,45 @@ class Ways:
         )
         observed = None if seen is None else from_core(*seen)
         own = acceptable((from_core(*a) for a in direct), observed, around)
+        ways = self._bound(bound) if self._relayed else []
+        here = self._here(ways, around)
+        # Where a way through a relay can be tried, not before it has had its time.
+        later = tuple(a for a in own if here and a.version == 4 and a.scope is Scope.GLOBAL)
         if self._direct:
-            flow.add((HostPort(a.host, a.port) for a in own), "found")
+            _add(flow, (a for a in own if a not in later))
+        for way in here:
+            flow.relay(way)
+        if self._direct and later:
+            # The peer sends as soon as it has our hello.
+            flow.prime(later)
+            flow.look(self._hold_back(flow, here, later), f"anyreach-held {flow.peer}")
         if self._relayed:
-            await self._relay(flow, own, self._bound(bound), around)
+            await self._relay(flow, own, ways, here)
+
+    async def _hold_back(
+        self, flow: Flow, ways: list[Way], addresses: tuple[SocketAddress, ...]
+    ) -> None:
+        """Dial a peer behind a NAT only if no relay leads to it.
+
+        Whoever has addresses at relays cannot be reached by strangers as a rule. And where its
+        router answers what belongs to no mapping, it keeps a flow for it, and then gives another
+        port to the peer's own packets to us: one handshake that comes too early prevents punching
+        for as long as that lasts. IPv6 is not translated, and sites are not entered by a NAT.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_RESORT):
+                await flow.all_failed(ways)
+        _add(flow, addresses)
+
+    def _here(self, bound: list[Way], around: Neighbourhood) -> list[Way]:
+        """The ways that take no tunnel of ours."""
+        if self._udp_works() is False:
+            return []
+        return [
+            way
+            for way in bound
+            if self._can_send(way.address) and may_be_relay(way.address, around)
+        ]
 
     def _bound(self, bound: Iterable[tuple[bytes, list[tuple[str, int]]]]) -> list[Way]:
         ways = []
@@ -221,23 +257,15 @@ class Ways:
         flow: Flow,
         own: tuple[SocketAddress, ...],
         bound: list[Way],
-        around: Neighbourhood,
+        here: list[Way],
     ) -> None:
-        """Try the ways through relays; those through our own tunnels only where it takes them."""
-        udp = self._udp_works()
-        here = [
-            way
-            for way in bound
-            if self._can_send(way.address) and may_be_relay(way.address, around)
-        ]
-        if udp is not False:
-            for way in here:
-                flow.relay(way)
-        targets = [way.address for way in bound] + list(own)
-        if not targets:
+        """Try ways through our own tunnels only where it takes them; ``here`` are tried already."""
+        if not bound and not own:
             return
-        can_reach = udp is not False and (
-            bool(here) or (self._direct and any(self._can_send(address) for address in own))
+        can_reach = bool(here) or (
+            self._udp_works() is not False
+            and self._direct
+            and any(self._can_send(address) for address in own)
         )
         if can_reach:
             await asyncio.sleep(LAST_RESORT)
@@ -349,6 +377,10 @@ class Ways:
         except ResolutionError:
             pass  # a proxy may know the name
         return tuple(found)
+
+
+def _add(flow: Flow, addresses: Iterable[SocketAddress]) -> None:
+    flow.add((HostPort(a.host, a.port) for a in addresses), "found")
 
 
 def _failed_so_far(tunnel: Tunnel) -> tuple[str, str] | None:

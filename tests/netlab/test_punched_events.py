@@ -29,10 +29,6 @@ _engines = pytest.mark.parametrize("engine", list(Engine), ids=lambda engine: en
 _sides = pytest.mark.parametrize("whose", ["near", "far"])
 _full = pytest.mark.full
 
-_dialed_first = pytest.mark.xfail(
-    reason="a dial of the far external address comes before any packet of low time to live",
-)
-
 _HOME: Final = kinds.PORT_RESTRICTED
 
 _STALL: Final = 20.0
@@ -281,8 +277,8 @@ def test_a_line_begins_to_drop_large_packets_midway(lab: Lab, size: int) -> None
     "whose",
     [
         "near",
-        pytest.param("far", marks=[_full, _dialed_first]),
-        pytest.param("both", marks=[_full, _dialed_first]),
+        pytest.param("far", marks=_full),
+        "both",
     ],
 )
 def test_routers_that_answer_for_themselves(lab: Lab, whose: str) -> None:

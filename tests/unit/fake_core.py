@@ -355,6 +355,7 @@ class FakeEndpoint:
         self.dials: list[FakeDial] = []
         self.known: dict[bytes, FakeConnection] = {}
         self.asked_for: list[bytes] = []
+        self.primed: list[tuple[str, int]] = []
         self.tunnels: list[FakeTunnel] = []
         self.paths: list[FakePathAttempt] = []
         self.announced: list[tuple[Any, Any, bool]] = []
@@ -395,6 +396,11 @@ class FakeEndpoint:
         path = FakePathAttempt(f"{ip} {port}", tunnel, relayed, standby, proved)
         self.paths.append(path)
         return cast("_core.PathAttempt", path.attempt)
+
+    def prime(self, addresses: Sequence[tuple[str, int]], ttl: int) -> int:
+        assert 0 < ttl < 255
+        self.primed += addresses
+        return len(addresses)
 
     def open_tunnel(self, **options: Any) -> _core.Tunnel:
         tunnel = FakeTunnel(options, next(self._numbers))

@@ -181,15 +181,15 @@ async def test_a_peer_that_has_just_joined_is_asked_for_again() -> None:
 @in_virtual_time
 async def test_relayed_and_direct_ways_are_tried_together() -> None:
     rig = Rig()
-    rig.peer(0).says(direct=[DIRECT], bound=bound_at(BOUND, BOUND6))
+    rig.peer(0).says(direct=[DIRECT6], bound=bound_at(BOUND, BOUND6))
     begun = now()
     call = rig.call()
     await rig.endpoint.started(3)
     assert now() - begun < 0.01
     assert sorted(rig.dialed()) == [
-        "192.0.2.9 9000",
         "198.51.100.1 5000 bound",
         "2001:db8:1::1 5000 bound",
+        "2001:db8::9 9000",
     ]
     assert all(dial.peer_id == bytes(PEER) for dial in rig.endpoint.dials)
     (relayed,) = [dial for dial in rig.endpoint.dials if dial.address == "198.51.100.1 5000"]
@@ -197,6 +197,40 @@ async def test_relayed_and_direct_ways_are_tried_together() -> None:
     await call
     assert [dial.cancelled for dial in rig.endpoint.dials if dial is not relayed] == [True, True]
     assert rig.endpoint.tunnels == []
+    await rig.end()
+
+
+@in_virtual_time
+async def test_nothing_gets_to_the_nat_of_a_peer_before_a_relay_had_its_time() -> None:
+    rig = Rig()
+    rig.peer(0).says(seen=DIRECT, bound=bound_at(BOUND))
+    begun = now()
+    call = rig.call()
+    (relayed,) = await rig.endpoint.started(1)
+    assert described(relayed) == "198.51.100.1 5000 bound"
+    assert rig.endpoint.primed == [DIRECT]
+    _, direct = await rig.endpoint.started(2)
+    assert now() - begun == pytest.approx(LAST_RESORT, abs=0.01)
+    assert described(direct) == "192.0.2.9 9000"
+    relayed.win(FakeConnection(route=[FakePath(remote=BOUND, method="relayed")]))
+    await call
+    assert rig.endpoint.primed == [DIRECT]
+    await rig.end()
+
+
+@in_virtual_time
+async def test_the_nat_of_a_peer_is_tried_once_no_relay_leads_to_it() -> None:
+    rig = Rig()
+    rig.peer(0, capabilities=()).says(direct=[DIRECT], bound=bound_at(BOUND))
+    begun = now()
+    call = rig.call()
+    (relayed,) = await rig.endpoint.started(1)
+    relayed.fail("handshake-timeout", "nobody there")
+    _, direct = await rig.endpoint.started(2)
+    assert now() - begun < 0.01
+    assert described(direct) == "192.0.2.9 9000"
+    direct.win(FakeConnection())
+    await call
     await rig.end()
 
 

@@ -1,6 +1,7 @@
 //! Openers: what a node sends besides QUIC to open NATs, and to see what they do.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 use anyreach_quic::{Reflected, Sprayed};
@@ -181,6 +182,21 @@ impl Endpoint {
                 })),
             })
         })
+    }
+}
+
+#[pymethods]
+impl Endpoint {
+    /// Opens our own NATs for these addresses, with packets that end so many routers away; how many.
+    fn prime(
+        &self,
+        py: Python<'_>,
+        addresses: PyAddresses,
+        ttl: NonZeroU8,
+    ) -> Result<usize, Failure> {
+        let addresses: Vec<SocketAddr> = self::addresses(addresses)?;
+        let endpoint = self.core()?;
+        Ok(py.detach(|| endpoint.prime(&addresses, ttl)))
     }
 }
 

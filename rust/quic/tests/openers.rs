@@ -9,6 +9,7 @@ mod common;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    num::NonZeroU8,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -458,6 +459,24 @@ async fn a_node_sees_itself() {
     until(|| count(&other, "openers_unknown") == 1).await;
     // It is too late for this one, and nothing comes of it.
     nobody.send_to(&copy, at(&node)).unwrap();
+}
+
+#[tokio::test]
+async fn what_primes_a_nat_says_nothing_and_goes_to_hosts_alone() {
+    let node = node();
+    let nobody = bystander();
+    let hops = NonZeroU8::new(2).unwrap();
+    // No router is on the way, so it gets there.
+    assert_eq!(node.prime(&[nobody.local_addr().unwrap()], hops), 1);
+    let (datagram, from) = received(&nobody).await;
+    assert_eq!(
+        (datagram.len(), from.port()),
+        (OPENER_LEN, at(&node).port())
+    );
+    assert!(is_opener(&datagram));
+    let synthetic = SyntheticAddr::new(0, 0).socket_addr();
+    let bad = ["0.0.0.0:9", "127.0.0.1:0", "224.0.0.1:9"].map(|bad| bad.parse().unwrap());
+    assert_eq!(node.prime(&[&bad[..], &[synthetic]].concat(), hops), 0);
 }
 
 #[tokio::test]

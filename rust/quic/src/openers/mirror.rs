@@ -9,6 +9,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    num::NonZeroU8,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -122,6 +123,20 @@ impl Mirror {
         };
         reflection.send()?;
         Ok(reflection)
+    }
+
+    /// Sends a datagram that nobody is to get to `to`: it opens our own NATs, as many routers away.
+    pub(crate) fn prime(
+        &self,
+        socket: &MuxHandle,
+        to: SocketAddr,
+        hops: NonZeroU8,
+    ) -> Result<(), MuxError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let datagram = self
+            .secret
+            .datagram(OpenerKind::Reflection, number, OpenerRole::Myself);
+        socket.send_raw(&datagram, to, Some(hops))
     }
 
     /// Whether it is one of ours.
