@@ -109,9 +109,17 @@ class P2pConfigBuilder:
         """Bytes per second the relay carries for one client; 0 or ``None`` for no limit."""
         return self._set("relay_quota", bytes_per_second)
 
+    def relay_total_quota(self, bytes_per_second: int | str | None) -> Self:
+        """Bytes per second the relay carries for all together; 0 or ``None`` for no limit."""
+        return self._set("relay_total_quota", bytes_per_second)
+
     def relay_allow_targets(self, prefixes: Iterable[str]) -> Self:
         """Prefixes the relay sends to although they are not public; replaces those before."""
         return self._set("relay_allow_targets", prefixes)
+
+    def relay_deny_targets(self, prefixes: Iterable[str]) -> Self:
+        """Prefixes the relay never sends to; replaces those before."""
+        return self._set("relay_deny_targets", prefixes)
 
     def allow_anonymous_relay(self, enabled: bool) -> Self:
         """Whether ordinary HTTP clients may use the relay."""

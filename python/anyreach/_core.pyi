@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, final
 __all__ = [
     "Bridge",
     "Connection",
+    "DatagramSend",
     "Dial",
     "DialFailed",
     "Endpoint",
@@ -118,7 +119,9 @@ class Endpoint:
         private_key: str | None,
         allow_anonymous: bool,
         allow_targets: Sequence[str],  # prefixes, "10.0.0.0/8"
+        deny_targets: Sequence[str],  # stronger than allow_targets
         bytes_per_second: int,  # of each client, 0 = unlimited
+        total_bytes_per_second: int,  # of all together, 0 = unlimited
         max_reservations: int,
     ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Carry packets for others from now on; the bound addresses of tcp and of https.
@@ -243,6 +246,8 @@ class Connection:
     ) -> tuple[SendStream | None, RecvStream] | None: ...
     def send_datagrams(self, datagrams: Sequence[bytes | bytearray | memoryview]) -> int:
         """How many were queued, up to the first without room; ValueError if one is too large."""
+    def send_datagram_wait(self, data: bytes | bytearray | memoryview) -> DatagramSend:
+        """Queue a datagram once there is room; polls raise ValueError if it is too large."""
     @property
     def max_datagram_size(self) -> int | None: ...
     def poll_datagrams(self, max: int, bridge: Bridge, token: int) -> list[bytes] | None: ...
@@ -308,6 +313,11 @@ class Connection:
 
 _Addresses: TypeAlias = list[tuple[str, int]]
 _Reach: TypeAlias = tuple[_Addresses, list[tuple[bytes, _Addresses]]]
+
+@final
+class DatagramSend:
+    """A datagram that waits for room. Dropping it before it was queued gives it up."""
+    def poll(self, bridge: Bridge, token: int) -> bool | None: ...  # True once it is queued
 
 @final
 class Find:

@@ -37,7 +37,9 @@ class Core(Protocol):
         private_key: str | None,
         allow_anonymous: bool,
         allow_targets: Sequence[str],
+        deny_targets: Sequence[str],
         bytes_per_second: int,
+        total_bytes_per_second: int,
         max_reservations: int,
     ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Carry packets for others from now on."""
@@ -87,7 +89,9 @@ class RelayService:
             private_key=None if config.key_file is None else str(config.key_file),
             allow_anonymous=config.allow_anonymous_relay,
             allow_targets=config.relay_allow_targets,
+            deny_targets=config.relay_deny_targets,
             bytes_per_second=config.relay_quota,
+            total_bytes_per_second=config.relay_total_quota,
             max_reservations=MAX_RESERVATIONS,
         )
         return tuple(str(from_core(*address)) for address in tcp_bound)

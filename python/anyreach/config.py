@@ -54,7 +54,9 @@ class P2pOptions(TypedDict, total=False):
     findable: bool
     relay_reservations: int
     relay_quota: int | str | None
+    relay_total_quota: int | str | None
     relay_allow_targets: Iterable[str]
+    relay_deny_targets: Iterable[str]
     allow_anonymous_relay: bool
     tcp: str | None
     https: str | None
@@ -192,11 +194,26 @@ class P2pConfig:
     stranger have the line; what is beyond it is dropped, which the connections inside notice.
     """
 
+    relay_total_quota: int = 0
+    """Bytes per second and direction the relay carries for all clients together; 0 (or ``None``)
+    for no limit.
+
+    When it does not suffice, the clients that are active get equal parts. No limit by default,
+    because only the operator knows the line.
+    """
+
     relay_allow_targets: tuple[str, ...] = ()
     """Prefixes such as ``"10.0.0.0/8"`` that the relay sends to although they are not public.
 
     Empty, because packets to private, loopback or link-local addresses would let strangers reach
     what is behind the operator's firewall (RFC 9298 7).
+    """
+
+    relay_deny_targets: tuple[str, ...] = ()
+    """Prefixes the relay never sends to, although they are public or in ``relay_allow_targets``.
+
+    For what the operator's place in the network gives access to: services that trust his
+    addresses, or a NAT64 prefix of his own, behind which private IPv4 hides.
     """
 
     allow_anonymous_relay: bool = False

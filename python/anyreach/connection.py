@@ -273,6 +273,8 @@ class Connection:
     def send_datagram(self, data: BytesLike) -> bool:
         """Send ``data`` unreliably; ``False`` if the queue has no room and it was dropped.
 
+        Right for what is stale a moment later; :meth:`send_datagram_wait` waits for room.
+
         Raises:
             ValueError: longer than :attr:`max_datagram_size`, or the peer takes none.
             ConnectionLost: the connection has ended.
@@ -285,6 +287,34 @@ class Connection:
         The first that finds no room and all after it are dropped.
         """
         return self._core.send_datagrams(datagrams)
+
+    async def send_datagram_wait(self, data: BytesLike) -> None:
+        """Send ``data`` unreliably, once the queue has room for it.
+
+        The queue empties at the pace of the path. The peer's application has no say in that:
+        what it does not receive in time it loses, as :meth:`receive_datagrams` describes.
+
+        Raises:
+            ValueError: as for :meth:`send_datagram`.
+            ConnectionLost: the connection has ended.
+        """
+        await self.send_datagrams_wait((data,))
+
+    async def send_datagrams_wait(self, datagrams: Sequence[BytesLike]) -> None:
+        """As :meth:`send_datagram_wait` for many at once, in their order.
+
+        If it is cancelled or raises, some may have been queued: always the first ones.
+        """
+        bridge = current_bridge()
+        done = 0
+        while done < len(datagrams):
+            if bridge.credit <= 0:
+                await bridge.give_way()
+            bridge.credit -= 1
+            done += self._core.send_datagrams(datagrams[done:])
+            if done < len(datagrams):
+                await bridge.wait(self._core.send_datagram_wait(datagrams[done]).poll)
+                done += 1
 
     async def receive_datagrams(
         self,

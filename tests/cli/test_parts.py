@@ -204,12 +204,16 @@ class TestRelayOptions:
         assert configured("node", "--config", str(file)).tcp is None
         config = configured("node", "--config", str(file), "--relay-allow", "fd00::/8")
         assert config.relay_allow_targets == ("10.0.0.0/8", "fd00::/8")
+        file.write_text('relay_deny_targets = ["192.0.2.0/24"]\n')
+        config = configured("node", "--config", str(file), "--relay-deny", "198.51.100.0/24")
+        assert config.relay_deny_targets == ("192.0.2.0/24", "198.51.100.0/24")
 
     def test_every_option_sets_its_field(self) -> None:
         config = configured(
             "node", "--https", "127.0.0.1:443", "--cert", "c.pem", "--key", "k.pem",
             "--proxy", "http://u:p@127.0.0.1:3128", "--ca-file", "ca.pem",
-            "--relay-quota", "10MB/s", "--no-direct", "--no-serve-relay",
+            "--relay-quota", "10MB/s", "--relay-total-quota", "1GB/s",
+            "--no-direct", "--no-serve-relay",
             "--no-punch", "--no-port-mapping",
             "--allow-tls-inspection", "--allow-anonymous-relay",
         )  # fmt: skip
@@ -221,6 +225,7 @@ class TestRelayOptions:
         assert str(config.proxy) == "http://u:***@127.0.0.1:3128"
         assert config.ca_file == Path("ca.pem")
         assert config.relay_quota == 10_000_000
+        assert config.relay_total_quota == 1_000_000_000
         assert not config.direct
         assert not config.punch
         assert not config.port_mapping

@@ -153,6 +153,25 @@ async def test_a_node_that_relays_for_nobody_is_asked_by_nobody() -> None:
         assert not nodes.bob.metrics().relay_reservations_total
 
 
+async def test_a_relay_sends_nothing_where_its_operator_denies_it() -> None:
+    hub = {**RELAYED["hub"], "relay_deny_targets": ("0.0.0.0/0",)}
+    async with trio(**{**RELAYED, "hub": hub}) as nodes:
+        with pytest.raises(ConnectError):
+            await soon(nodes.alice.connect(nodes.bob.peer_id, timeout=1.5))
+        reasons = nodes.hub.metrics().rejected_total
+        # From a client that tunnels, and to one whose relayed address was dialed.
+        assert reasons["relay_target"] + reasons["relay_source"] > 0, reasons
+
+
+async def test_all_clients_of_a_relay_share_its_total() -> None:
+    hub = {**RELAYED["hub"], "relay_quota": 0, "relay_total_quota": "2MiB/s"}
+    async with trio(**{**RELAYED, "hub": hub}) as nodes:
+        connection, far = await nodes.connect()
+        for _ in range(4):  # more than the 4 MiB all may be ahead of the rate
+            await exchange(connection, far, bytes(1 << 20))
+        assert nodes.hub.metrics().rejected_total["relay_total_quota"] > 0
+
+
 async def test_a_relay_that_restarts_is_used_again() -> None:
     identity = Identity.generate()
     options = {**RELAYED, "hub": {**RELAYED["hub"], "identity": identity}}

@@ -204,6 +204,38 @@ async def test_datagrams_have_limits() -> None:
         assert 0 < sent < 5000
 
 
+async def test_datagrams_wait_for_room() -> None:
+    async with connected() as pair:
+        datagrams = [number.to_bytes(2, "big") + bytes(998) for number in range(5000)]
+        assert pair.near.send_datagrams(datagrams) < 5000  # more than the queue holds
+        await pair.near.send_datagrams_wait(datagrams)
+        await pair.near.send_datagram_wait(b"last")
+        await pair.near.send_datagrams_wait([])
+        with pytest.raises(ValueError, match="too large"):
+            await pair.near.send_datagram_wait(bytes(70_000))
+        async with asyncio.timeout(10):
+            while b"last" not in await pair.far.receive_datagrams():
+                pass
+
+
+async def test_datagrams_that_are_given_up_are_not_sent() -> None:
+    async with connected() as pair:
+        filler = [bytes(1000)] * 5000
+        assert pair.near.send_datagrams(filler) < 5000
+        waiting = asyncio.create_task(pair.near.send_datagrams_wait([*filler, b"given up"]))
+        ending = asyncio.create_task(pair.near.send_datagrams_wait(filler * 10))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.sleep(0)
+        pair.near.close()
+        with pytest.raises(ConnectionLost):
+            await ending
+        with pytest.raises(ConnectionLost):
+            await pair.near.send_datagram_wait(b"x")
+
+
 async def test_the_end_is_told_to_both_sides() -> None:
     async with connected() as pair:
         assert not pair.near.closed

@@ -46,6 +46,20 @@ def test_automatic_tcp_is_where_the_socket_is() -> None:
     assert core.calls[0]["max_reservations"] == MAX_RESERVATIONS
 
 
+def test_rates_and_targets_are_those_of_the_configuration() -> None:
+    core = FakeCore()
+    config = P2pConfig(
+        relay_quota=1_000_000,
+        relay_total_quota=10_000_000,
+        relay_allow_targets=["10.0.0.0/8"],
+        relay_deny_targets=["10.1.0.0/16"],
+    )
+    RelayService(core, config, BOUND)
+    (call,) = core.calls
+    assert (call["bytes_per_second"], call["total_bytes_per_second"]) == (1_000_000, 10_000_000)
+    assert (call["allow_targets"], call["deny_targets"]) == (("10.0.0.0/8",), ("10.1.0.0/16",))
+
+
 def test_without_tcp_none_is_opened() -> None:
     core = FakeCore()
     assert RelayService(core, P2pConfig(), BOUND).tcp == ()

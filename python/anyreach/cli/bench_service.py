@@ -156,10 +156,8 @@ async def send_datagrams_until(
     sent = 0
     with contextlib.suppress(ConnectionLost):
         while time.monotonic() < deadline:
-            queued = connection.send_datagrams(batch)
-            sent += queued
-            # A full queue empties at the pace of the path; a millisecond fills no gap in it.
-            await asyncio.sleep(0 if queued == _BATCH else 0.001)
+            await connection.send_datagrams_wait(batch)
+            sent += _BATCH
     return sent
 
 

@@ -145,11 +145,23 @@ def _add_relay_options(group: argparse._ArgumentGroup, tcp: str) -> None:
         " (default 4MiB/s)",
     )
     group.add_argument(
+        "--relay-total-quota",
+        metavar="RATE",
+        help="bytes per second to carry for all clients of the relay together (default: no limit)",
+    )
+    group.add_argument(
         "--relay-allow",
         action="append",
         default=[],
         metavar="PREFIX",
         help="let the relay send to a prefix that is not public, like 10.0.0.0/8; may be repeated",
+    )
+    group.add_argument(
+        "--relay-deny",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="never let the relay send to a prefix; may be repeated",
     )
     group.add_argument(
         "--tcp",
@@ -330,10 +342,13 @@ def _relay_changes(args: argparse.Namespace, config: P2pConfig) -> P2pOptions:
         switches["allow_anonymous_relay"] = True
     if args.relay_allow:
         switches["relay_allow_targets"] = [*config.relay_allow_targets, *args.relay_allow]
+    if args.relay_deny:
+        switches["relay_deny_targets"] = [*config.relay_deny_targets, *args.relay_deny]
     values = {
         "proxy": args.proxy,
         "ca_file": args.ca_file,
         "relay_quota": args.relay_quota,
+        "relay_total_quota": args.relay_total_quota,
         "tcp": args.tcp,
         "https": args.https,
         "cert_file": args.cert,

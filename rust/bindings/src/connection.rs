@@ -15,6 +15,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::bridge::{Bridge, Queue};
 use crate::buffers::{contiguous, copy_out};
+use crate::datagram::DatagramSend;
 use crate::errors::Failure;
 use crate::find::{Find, PyReach, reach_to_python};
 use crate::path::PathInfo;
@@ -257,6 +258,14 @@ impl Connection {
             batch.push(copy_out(&buffer, 0, length));
         }
         Ok(py.detach(|| inner.send_datagrams(&batch))?)
+    }
+
+    /// A datagram that waits for room behind those that are queued.
+    fn send_datagram_wait(&self, data: &Bound<'_, PyAny>) -> PyResult<DatagramSend> {
+        let inner = self.inner()?;
+        let buffer = contiguous(data)?;
+        let data = copy_out(&buffer, 0, buffer.len_bytes());
+        Ok(DatagramSend::new(inner.connection.clone(), data))
     }
 
     /// The largest datagram the current path and the peer take now; `None` if it takes none, or

@@ -9,7 +9,7 @@ use anyreach_masque::client::{
     Credentials, Dialers, Purpose, RelayTarget, Trust, TunnelOptions, Tunnels,
 };
 use anyreach_masque::https::{ClientTrust, Proxy, ServerCertificate};
-use anyreach_masque::relay::{Relay, RelayConfig};
+use anyreach_masque::relay::{Prefix, Relay, RelayConfig};
 use anyreach_masque::server::{Listeners, RelayServer, ServeError};
 use anyreach_quic::https::TcpTls;
 use anyreach_quic::{EndpointConfig, EndpointError, Event, IpMode, PathOptions, PeerId, RelayHint};
@@ -28,6 +28,15 @@ use crate::punching_notices::method_name;
 use crate::runtime::{self, Deferred, PerProcess};
 use crate::tunnel::{Tunnel, carrier_plan, hosts_and_ports};
 use crate::wake::Slot;
+
+/// Prefixes a relay is told of, such as `10.0.0.0/8`.
+fn prefixes(given: &[String]) -> Result<Vec<Prefix>, Failure> {
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|_| Failure::Value(format!("{text:?} is not a prefix")))
+    };
+    given.iter().map(parse).collect()
+}
 
 /// The socket, the QUIC endpoint on it, and the registry of connections (one per peer).
 #[pyclass(frozen, module = "anyreach._core")]
@@ -227,8 +236,8 @@ impl Endpoint {
 
     /// Carries packets for others from now on; the bound addresses of tcp and of https.
     #[pyo3(signature = (
-        *, tcp, https, certificate, private_key, allow_anonymous, allow_targets, bytes_per_second,
-        max_reservations
+        *, tcp, https, certificate, private_key, allow_anonymous, allow_targets, deny_targets,
+        bytes_per_second, total_bytes_per_second, max_reservations
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn serve_relay(
@@ -240,23 +249,20 @@ impl Endpoint {
         private_key: Option<PathBuf>,
         allow_anonymous: bool,
         allow_targets: Vec<String>,
+        deny_targets: Vec<String>,
         bytes_per_second: u64,
+        total_bytes_per_second: u64,
         max_reservations: usize,
     ) -> Result<(PyAddresses, PyAddresses), Failure> {
         let inner = self.0.get()?;
         let (tcp, https) = (tcp.map(bind_address), https.map(bind_address));
         let (tcp, https) = (tcp.transpose()?, https.transpose()?);
-        let allow_targets = allow_targets
-            .iter()
-            .map(|text| {
-                text.parse()
-                    .map_err(|_| Failure::Value(format!("{text:?} is not a prefix")))
-            })
-            .collect::<Result<_, _>>()?;
         let config = RelayConfig {
             allow_anonymous,
-            allow_targets,
+            allow_targets: prefixes(&allow_targets)?,
+            deny_targets: prefixes(&deny_targets)?,
             client_bytes_per_second: bytes_per_second,
+            total_bytes_per_second,
             max_reservations,
             ..RelayConfig::default()
         };

@@ -9,6 +9,7 @@ mod bell;
 mod bridge;
 mod buffers;
 mod connection;
+mod datagram;
 mod dial;
 mod endpoint;
 mod errors;
@@ -41,6 +42,8 @@ mod _core {
     use super::bridge::Bridge;
     #[pymodule_export]
     use super::connection::Connection;
+    #[pymodule_export]
+    use super::datagram::DatagramSend;
     #[pymodule_export]
     use super::dial::Dial;
     #[pymodule_export]
