@@ -6,6 +6,7 @@ mod finished;
 pub mod https;
 mod hushed;
 mod parameters;
+mod responses;
 mod retry;
 mod session;
 mod tap;

@@ -180,6 +180,11 @@ impl Layer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A challenge was left unanswered, because the response would have been too much.
+    pub(crate) fn response_refused(&self) {
+        Counts::bump(&self.counts.budget);
+    }
+
     /// Waits until there is something to see to; for one watcher.
     pub(crate) async fn stirred(&self) {
         self.stirred.notified().await;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use super::hushed::Hushed;
+use super::{hushed::Hushed, responses::Responses};
 
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
@@ -13,6 +13,8 @@ pub(crate) struct Activity {
     stirred: Notify,
     /// Paths about which nothing is acknowledged any more.
     pub(crate) hushed: Hushed,
+    /// Responses to challenges the peer has paid for.
+    pub(super) responses: Responses,
 }
 
 impl Activity {

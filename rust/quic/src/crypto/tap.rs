@@ -78,7 +78,11 @@ impl PacketKey for OneRttKey {
         if let Some(tap) = &self.tap {
             tap.opened(path_id, packet, payload);
         }
+        let refused = self.activity.responses.admit(payload, self.layer.is_some());
         if let Some(layer) = &self.layer {
+            if refused {
+                layer.response_refused();
+            }
             layer.opened(payload);
         }
         Ok(())
