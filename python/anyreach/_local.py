@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import deque
 from contextlib import suppress
+from operator import is_
 from typing import TYPE_CHECKING, Final
 
 from anyreach import _core
@@ -27,6 +29,11 @@ _FRESH_SECONDS: Final = 1.0
 """Interfaces are read again when they were last read longer ago than this. Reading them takes a
 system call for each, which is felt when a node makes hundreds of connections a second; a second is
 less than any change of network takes to settle."""
+
+
+_VIEWS: Final = 4
+"""Sets of candidates remembered: with and without what peers see, of all and for one family. They
+are asked for several times for each new connection, and change with the network only."""
 
 
 class LocalView:
@@ -66,6 +73,8 @@ class LocalView:
         self._read_at = -_FRESH_SECONDS
         self._hosts: frozenset[tuple[str, int]] | None = None
         self._nat = NatReport()
+        self._assessed: tuple[object, ...] = ()
+        self._gathered: deque[tuple[LocalNetwork, tuple[Candidate, ...]]] = deque(maxlen=_VIEWS)
 
     def candidates(
         self,
@@ -77,7 +86,12 @@ class LocalView:
         network = LocalNetwork(
             self.bound, self._ip_mode, self._read_interfaces(), observed, mapped, predicted
         )
-        return self._policy.gather(network)
+        for known, gathered in self._gathered:
+            if known == network:
+                return gathered
+        gathered = self._policy.gather(network)
+        self._gathered.append((network, gathered))
+        return gathered
 
     def addresses(self) -> tuple[str, ...]:
         """Bound addresses, addresses of the host, and those enough peers agree on."""
@@ -98,6 +112,10 @@ class LocalView:
         What was known before, where they say nothing new; see :class:`NatReport`.
         """
         host = self._host_addresses()  # first: a change of network makes the last report void
+        by = (self.observed.version, self.experiments, self.evidence, host)
+        if len(by) == len(self._assessed) and all(map(is_, by, self._assessed)):
+            return self._nat
+        self._assessed = by
         reports = self.observed.observations()
         seen = [(_plain(report.observer_address), _plain(report.address)) for report in reports]
         vouched = any(
@@ -120,6 +138,7 @@ class LocalView:
     def forget(self) -> None:
         """The node is somewhere else: what was found out about the NAT says nothing any more."""
         self._nat = NatReport()
+        self._assessed = ()
         self.experiments = NatEvidence()
         self.evidence = Evidence()
 

@@ -97,11 +97,15 @@ class ObservedAddresses:
     Args:
         quorum: networks with agreeing observers needed to believe an address; 1 to trust
             anybody, as in a closed network.
+
+    Attributes:
+        version: another number whenever anything may have changed.
     """
 
-    __slots__ = ("_believed", "_by_address", "_by_network", "_quorum", "_reports")
+    __slots__ = ("_believed", "_by_address", "_by_network", "_quorum", "_reports", "version")
 
     def __init__(self, quorum: int = 2) -> None:
+        self.version = 0
         self._quorum = quorum
         # Oldest first. Per observer and family of our address: a dual-stack peer may see both.
         self._reports: dict[_Key, Observation] = {}
@@ -127,6 +131,7 @@ class ObservedAddresses:
         """
         if not address.scope.dialable or address.port == 0:
             return ()
+        self.version += 1
         key = (observer, address.version)
         observation = Observation(observer, observer_address, address, now)
         before = {address: self.observers(address)}
@@ -143,6 +148,7 @@ class ObservedAddresses:
         Returns:
             What changed, if anything.
         """
+        self.version += 1
         before: dict[SocketAddress, int] = {}
         for version in (4, 6):
             self._drop((observer, version), before)

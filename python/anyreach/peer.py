@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -325,6 +326,7 @@ def _decode_entry(kind: int, value: bytes, text: str) -> HostPort:
     raise ConfigError("ticket", text, "one of its addresses is not valid; ask for a new one")
 
 
+@lru_cache(maxsize=1024)
 def _base32_encode(data: bytes) -> str:
     return base64.b32encode(data).decode("ascii").rstrip("=").lower()
 
