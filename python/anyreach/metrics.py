@@ -80,9 +80,10 @@ class NodeMetrics:
         candidates_total: remote addresses by ``(source, outcome)``. Sources: ``given`` (by the
             caller or a ticket), ``dns``, ``remembered``, ``peer`` (told for punching); outcomes:
             ``connected``, ``failed``, ``cancelled`` (another was faster), ``unused`` (never
-            tried), ``family``. Own addresses that peers reported: source ``observed``, outcome
-            ``reported`` for each report and ``believed`` each time an address became believed; that
-            routers lent: source ``mapped``, outcomes ``reported`` and ``lost``.
+            tried), ``family``, ``unreachable`` (no own address reaches its scope), ``limit``. Own
+            addresses that peers reported: source ``observed``, outcome ``reported`` for each report
+            and ``believed`` each time an address became believed; that routers lent: source
+            ``mapped``, outcomes ``reported`` and ``lost``.
         observed_address_seconds: from the start of a path, or a change of its address, to the
             peer's report of our address.
         rejected_total: datagrams and handshakes refused, by reason.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import pytest
 from hypothesis import given
@@ -25,9 +26,11 @@ from anyreach.cli.header import (
 from anyreach.cli.output import Output, Style
 from anyreach.cli.progress import RateMeter, bar_line
 from anyreach.cli.runner import UsageError
+from anyreach.cli.session import Session
 from anyreach.cli.words import bytes_text, describe, duration_text
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from types import ModuleType
 
 RELAY = PeerId.from_public_key(b"relay")
@@ -338,3 +341,30 @@ def test_option_values(parse: options.Parser, text: str, value: object) -> None:
 def test_bad_option_values(parse: options.Parser, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         parse(text)
+
+
+class TestFirstPath:
+    """When a connection was there, which is before ``connect()`` returns if it is relayed."""
+
+    async def test_the_time_is_that_of_the_connected_event(self) -> None:
+        async def connected() -> AsyncIterator[events.Event]:
+            yield events.Connected(RELAY, "out", "relayed", "192.0.2.1:9", 5.0, 1.0, "MLKEM768")
+
+        output = Output(json_lines=True)
+        session = Session(cast("Any", None), output, all_events=True)
+        started = time.perf_counter()
+        assert session.connected_since(RELAY, started) is None
+        await session.tell(connected())
+        first = session.connected_since(RELAY, started)
+        assert first is not None
+        assert 0 < first <= time.perf_counter() - started
+        assert session.connected_since(RELAY, time.perf_counter()) is None  # there already
+
+    def test_the_result_has_both_times(self) -> None:
+        connection = cast("Any", SimpleNamespace(path=SimpleNamespace(method="relayed")))
+        started = time.perf_counter() - 1.0
+        watch = connect._Watch(connection, started, 0.4)
+        assert (watch.ms_first, watch.ms_direct) == (400.0, None)
+        assert watch.ms >= 1000
+        again = connect._Watch(connection, started, None)
+        assert again.ms_first == again.ms

@@ -65,7 +65,8 @@ async def run(context: Context) -> int:
             _report_failure(session, peer, error, _ms_since(started))
             context.output.complain(str(error))
             return FAILED
-        watch = _Watch(connection, started)
+        first = session.connected_since(connection.peer_id, started)
+        watch = _Watch(connection, started, first)
         await watch.hold(args.hold)
         return _report(context, session, connection, watch)
 
@@ -73,10 +74,12 @@ async def run(context: Context) -> int:
 class _Watch:
     """Times of a connection since ``connect()`` was called, and its best path."""
 
-    def __init__(self, connection: Connection, started: float) -> None:
+    def __init__(self, connection: Connection, started: float, first: float | None) -> None:
         self._connection = connection
         self._started = started
         self.ms = _ms_since(started)
+        # Before connect() returned: that gives a direct path a moment after a relayed one.
+        self.ms_first = self.ms if first is None else min(first * 1000, self.ms)
         self.ms_direct: float | None = None
         self.path: Path | None = None
         self._note(self.ms)
@@ -119,7 +122,7 @@ def _report(context: Context, session: Session, connection: Connection, watch: _
             "remote": path.remote if path else None,
             "relay": path.relay if path else None,
             "ms": watch.ms,
-            "ms_first": watch.ms,
+            "ms_first": watch.ms_first,
             "ms_direct": watch.ms_direct,
             "rtt_ms": path.rtt * 1000 if path else None,
             "group": connection.key_exchange_group,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
@@ -117,14 +118,23 @@ class Session:
         self._all_events = all_events
         self._quiet = False
         self._told: defaultdict[PeerId, asyncio.Event] = defaultdict(asyncio.Event)
+        self._connected_at: dict[PeerId, float] = {}
 
     async def tell(self, events: AsyncIterator[Event]) -> None:
         """Tells events until the node is closed."""
         async for event in events:
+            if isinstance(event, Connected):
+                self._connected_at[event.peer_id] = time.perf_counter()
             if not self._quiet and (self._all_events or event.event in _USUAL):
                 self._output.event(event.to_dict())
             if isinstance(event, Connected):
                 self._told[event.peer_id].set()
+
+    def connected_since(self, peer_id: PeerId, started: float) -> float | None:
+        """Seconds from ``started``, on :func:`time.perf_counter`, until the latest connection to
+        the peer was there; ``None`` if it was there already."""
+        at = self._connected_at.get(peer_id)
+        return None if at is None or at < started else at - started
 
     def conclude(self, event: dict[str, object]) -> None:
         """Tells the last event of a command: what closing the node causes is not told."""

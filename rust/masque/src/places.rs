@@ -20,7 +20,7 @@ const FEW: usize = 8;
 pub struct Limits {
     /// In all.
     pub connections: usize,
-    /// Of one source prefix (/24, /56); this machine is not one.
+    /// Of one source prefix (/24, /48); this machine is not one.
     pub per_prefix: usize,
     /// That have not finished TLS. Each costs a key exchange and two signatures.
     pub handshakes: usize,

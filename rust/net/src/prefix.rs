@@ -11,8 +11,9 @@ use std::{
 /// has at most.
 const SOURCE_V4: u8 = 24;
 
-/// IPv6 prefix that counts as one source: the smallest size commonly given to a site (RFC 6177).
-const SOURCE_V6: u8 = 56;
+/// IPv6 prefix that counts as one source: the largest size a site is given for the asking
+/// (RFC 6177), so that nobody counts as many.
+const SOURCE_V6: u8 = 48;
 
 /// A range of addresses of one family, `address/length`. The bits behind the prefix are zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +48,7 @@ impl Prefix {
         Some(Self { addr, len })
     }
 
-    /// The range that counts as one source of clients: /24 of IPv4, /56 of IPv6.
+    /// The range that counts as one source of clients: /24 of IPv4, /48 of IPv6.
     pub fn source(ip: IpAddr) -> Self {
         let ip = ip.to_canonical();
         let len = match ip {
@@ -163,7 +164,7 @@ mod tests {
         );
         assert_eq!(
             Prefix::source(ip("2001:db8:1:2ff::9")),
-            prefix("2001:db8:1:200::/56")
+            prefix("2001:db8:1::/48")
         );
     }
 

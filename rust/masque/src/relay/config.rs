@@ -18,7 +18,7 @@ pub struct RelayConfig {
     pub max_tunnels: usize,
     /// Of these, by one PeerId, or by one source prefix for clients without. Default 16.
     pub tunnels_per_client: usize,
-    /// Sessions and tunnels of all clients in the same /24 (IPv4) or /56 (IPv6), so that nobody
+    /// Sessions and tunnels of all clients in the same /24 (IPv4) or /48 (IPv6), so that nobody
     /// takes everything with identities made by the dozen. Default 32.
     pub sessions_per_prefix: usize,
     /// Bytes of payload per second relayed for one PeerId, or one source prefix for clients

@@ -52,12 +52,12 @@ struct Counts {
     by_prefix: HashMap<Prefix, usize>,
 }
 
-/// A /24 of IPv4 or a /56 of IPv6: what one site or subscriber is usually given. Or a tunnel, or
-/// this machine.
+/// A /24 of IPv4 or a /48 of IPv6: the most one site is given for the asking (RFC 6177), so that
+/// nobody counts as many. Or a tunnel, or this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Prefix {
     V4([u8; 3]),
-    V6([u8; 7]),
+    V6([u8; 6]),
     Tunnel(u32),
     Loopback,
 }
@@ -77,8 +77,8 @@ impl Prefix {
                 Self::V4([a, b, c])
             }
             IpAddr::V6(v6) => {
-                let [a, b, c, d, e, f, g, ..] = v6.octets();
-                Self::V6([a, b, c, d, e, f, g])
+                let [a, b, c, d, e, f, ..] = v6.octets();
+                Self::V6([a, b, c, d, e, f])
             }
         }
     }
@@ -186,6 +186,22 @@ mod tests {
         drop(held);
         drop(accepted(admission.admit(crowded, false)));
         assert!(admission.lock().by_prefix.is_empty());
+    }
+
+    #[test]
+    fn a_site_with_many_networks_is_one_stranger() {
+        let admission = Arc::new(Admission::new(128));
+        // Four networks in each /56 of a /48.
+        let of_site = |n: u16| source(&format!("2001:db8:7:{:x}::1", n.rotate_left(8)));
+        let mut held: Vec<Permit> = Vec::new();
+        for n in 0..1024 {
+            if let Verdict::Accept(permit) = admission.admit(of_site(n), true) {
+                held.push(permit);
+            }
+        }
+        assert_eq!(held.len(), 64);
+        drop(accepted(admission.admit(source("2001:db8:8::1"), true)));
+        drop(accepted(admission.admit(source("192.0.2.1"), true)));
     }
 
     #[test]
