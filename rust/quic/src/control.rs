@@ -140,7 +140,10 @@ impl ControlStream {
     /// Accepting side: waits for the hello.
     pub(crate) async fn hear_hello(&mut self) -> Result<Heard, HelloError> {
         match self.reader.read().await? {
-            Message::Hello(hello) => Ok(heard(hello)),
+            Message::Hello(hello) => {
+                self.reader.hear_out().await?;
+                Ok(heard(hello))
+            }
             _ => Err(HelloError::Unexpected),
         }
     }
@@ -158,7 +161,37 @@ impl ControlStream {
 }
 
 impl ControlReader {
+    /// Reads the message that was sent with the one before, if one was: what has come of it is
+    /// enough to wait for the rest. Dropping the future loses nothing.
+    async fn hear_out(&mut self) -> Result<(), HelloError> {
+        while self.early.is_none() {
+            self.early = self.decoder.next()?.map(Box::new);
+            if self.early.is_some() {
+                break;
+            }
+            let begun = self.decoder.has_begun();
+            let chunk = tokio::select! {
+                biased;
+                chunk = self.recv.read_chunk(READ_BYTES) => chunk?,
+                () = std::future::ready(()), if !begun => break,
+            };
+            match chunk {
+                Some(chunk) => self.decoder.push(&chunk)?,
+                None => return Err(HelloError::StreamEnded),
+            }
+        }
+        Ok(())
+    }
+
     fn early_reach(&mut self) -> Option<control::Reach> {
+        match self.early.take().map(|early| *early) {
+            Some(Message::Reach(reach)) => return Some(reach),
+            Some(other) => {
+                self.early = Some(Box::new(other));
+                return None;
+            }
+            None => {}
+        }
         // An error comes again when it is asked for.
         match self.decoder.next().ok()?? {
             Message::Reach(reach) => Some(reach),

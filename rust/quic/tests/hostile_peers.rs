@@ -6,7 +6,7 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use anyreach_quic::{Endpoint, EndpointConfig, code, tls};
-use anyreach_wire::control::{self, Hello, Message};
+use anyreach_wire::control::{self, BoundAt, Hello, Message, Reach};
 use common::{
     connected, endpoint, endpoint_with, loopback,
     stranger::{Stranger, close_code},
@@ -54,6 +54,34 @@ async fn a_proper_hello_from_another_implementation_is_answered() {
         .await
         .unwrap();
     assert_eq!(close_code(&connection).await, u64::from(code::BAD_HELLO));
+}
+
+#[tokio::test]
+async fn a_way_through_a_relay_is_none_before_the_peer_has_said_so() {
+    let node = endpoint();
+    let stranger = Stranger::new();
+    let connection = stranger.connect(&node).await.unwrap();
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    let hello = control::encode(&Message::Hello(Hello::new(1, 1)));
+    let bound = BoundAt {
+        relay: [7; 32],
+        addresses: vec![stranger.endpoint.local_addr().unwrap().into()],
+    };
+    let reach = control::encode(&Message::Reach(Reach {
+        direct: Vec::new(),
+        bound: vec![bound],
+        findable: false,
+        load: None,
+    }));
+    // Two packets, the second of which is late.
+    let (first, second) = reach.split_at(reach.len() / 2);
+    send.write_all(&[&hello, first].concat()).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(300), node.accept()).await;
+    assert!(early.is_err(), "it was taken for direct");
+    send.write_all(second).await.unwrap();
+    let accepted = within(node.accept()).await.unwrap();
+    assert_eq!(accepted.first_path().unwrap().method, "relayed");
+    assert_eq!(accepted.paths()[0].method, "relayed");
 }
 
 #[tokio::test]

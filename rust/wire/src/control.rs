@@ -281,6 +281,12 @@ impl Decoder {
         Ok(())
     }
 
+    /// Whether there are bytes that were not taken: a part of a message, once
+    /// [`next`](Self::next) has returned `None`.
+    pub fn has_begun(&self) -> bool {
+        self.start < self.buffer.len()
+    }
+
     /// The next complete message, or `None` if more bytes are needed.
     ///
     /// # Errors
