@@ -158,8 +158,8 @@ async def send_datagrams_until(
         while time.monotonic() < deadline:
             queued = connection.send_datagrams(batch)
             sent += queued
-            # A full queue empties at the pace of the path; a millisecond fills no gap in it. Waiting
-            # for room instead carries no more, and on one machine overruns the receiver: 40 % lost.
+            # A full queue empties at the pace of the path; a millisecond fills no gap in it.
+            # Waiting for room instead carries no more, and on one machine overruns the receiver.
             await asyncio.sleep(0 if queued == _BATCH else 0.001)
     return sent
 
