@@ -88,7 +88,6 @@ class Improving:
             per_hour=config.birthday_attempts,
         )
         self._punching = Punching(kit, enabled=config.direct and config.punch)
-        self._ranking = Ranking(config.path_policy, standby=config.relay_standby)
         self._lookout = Lookout(core, wait)
         self._fallback = Fallback(
             core, wait, tunnels=tunnels, contacts=contacts, enabled=config.relay_fallback
@@ -101,6 +100,11 @@ class Improving:
             grace=0 if config.prefer == "fast" else config.direct_grace,
             timeout=config.handshake_timeout,
             contacts=contacts,
+        )
+        self._ranking = Ranking(
+            config.path_policy,
+            standby=config.relay_standby,
+            declined=self.upgrades.declined,
         )
 
     def jobs(self) -> Iterable[tuple[Coroutine[None, None, None], str]]:

@@ -13,7 +13,7 @@ from anyreach._paths import current
 from anyreach.paths import FlapRecord, PathSituation, PathView, RttFloor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anyreach import _core
     from anyreach.paths import PathPolicy
@@ -78,11 +78,19 @@ class Ranking:
     Args:
         policy: decides.
         standby: seconds relayed paths are kept after a direct one is up.
+        declined: called when the policy lets the last spare relayed path of a connection go.
     """
 
-    def __init__(self, policy: PathPolicy, *, standby: float) -> None:
+    def __init__(
+        self,
+        policy: PathPolicy,
+        *,
+        standby: float,
+        declined: Callable[[_core.Connection], None],
+    ) -> None:
         self._policy = policy
         self._standby = standby
+        self._declined = declined
         self._loop = asyncio.get_running_loop()
         self._entries: dict[int, _Entry] = {}
         self._several = asyncio.Event()
@@ -145,6 +153,9 @@ class Ranking:
         if decision.ranking != entry.applied:
             entry.applied = decision.ranking
             entry.core.rank_paths(decision.ranking)
+        spare = {path.id for path in paths if path.method == "relayed" and not path.current}
+        if spare and spare <= set(decision.close):
+            self._declined(entry.core)
         for number in decision.close:
             entry.core.close_path(number)
 

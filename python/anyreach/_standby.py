@@ -103,7 +103,7 @@ class Standby:
         self._left: dict[Way, None] = {}
         self._tried: set[Way] = set()
         self._proved: dict[Way, None] = {}
-        self._direct = False
+        self._direct = self._declined = False
         self._lost_at = -math.inf
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -138,8 +138,13 @@ class Standby:
         direct = has_direct(self._connection)
         if self._direct and not direct:
             self._lost_at = asyncio.get_running_loop().time()
+            self._declined = False
             self._news.set()
         self._direct = direct
+
+    def declined(self) -> None:
+        """The path policy let the last spare go: there is none until the direct path is lost."""
+        self._declined = True
 
     def end(self) -> list[asyncio.Task[None]]:
         """Stop; what is about to end."""
@@ -175,7 +180,7 @@ class Standby:
         for way in tuple(self._ways):
             paths = self._connection.paths()
             spare = sum(path.method == "relayed" and not path.current for path in paths)
-            if spare >= MAX_STANDBYS:
+            if spare >= MAX_STANDBYS or (self._declined and has_direct(self._connection)):
                 return
             remotes = {(path.remote, path.via if path.tunnelled else None) for path in paths}
             via = None if way.tunnel is None else way.tunnel.relay

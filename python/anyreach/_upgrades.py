@@ -95,6 +95,12 @@ class Upgrades:
         if entry is not None:
             entry.changed()
 
+    def declined(self, connection: _core.Connection) -> None:
+        """The path policy let the last spare path of ``connection`` go."""
+        entry = self._entries.get(connection.id)
+        if entry is not None:
+            entry.declined()
+
     async def grace(self, connection: _core.Connection) -> None:
         """Wait a moment for a direct path, if ``connection`` has none and one may come."""
         if self._grace == 0 or has_direct(connection) or not self._punching.is_open(connection):

@@ -29,7 +29,7 @@ class Watched(DefaultPathPolicy):
 
 
 def ranking() -> Ranking:
-    return Ranking(Watched(), standby=30.0)
+    return Ranking(Watched(), standby=30.0, declined=lambda _: None)
 
 
 def pair(**more: float) -> tuple[FakeConnection, FakePath, FakePath]:

@@ -12,11 +12,13 @@ import pytest
 
 from anyreach._paths import has_direct
 from anyreach._proving import Contacts
+from anyreach._ranking import Ranking
 from anyreach._upgrades import Upgrades
 from anyreach._way import Way
 from anyreach.addresses import SocketAddress
 from anyreach.candidates import MAX_CANDIDATES
 from anyreach.errors import ConnectionLost
+from anyreach.paths import DefaultPathPolicy
 from anyreach.peer import PeerId
 
 from .fake_core import FakeConnection, FakeEndpoint, FakePath, FakePathAttempt, FakeTunnel, settle
@@ -298,6 +300,36 @@ async def test_the_relayed_path_is_the_spare_of_the_direct_one() -> None:
     rig.connection.route = [relayed(), direct(current=False)]
     rig.begin(ways=(SPARE,))
     await rig.attempts(2)
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_a_spare_the_policy_let_go_stays_away_until_the_direct_path_is_lost() -> None:
+    rig = Rig()
+    ranking = Ranking(
+        DefaultPathPolicy(dormant=300.0), standby=30.0, declined=rig.upgrades.declined
+    )
+    rig.begin(ways=(SPARE,))
+    (first,) = await rig.attempts(1)
+    await rig.succeed(first, direct(), relayed(current=False), relayed(1, current=False))
+    for kept in (relayed(1, current=False),), ():  # all but the best, then that as well
+        rig.connection.closed.clear()
+        for path in rig.connection.route:
+            path.age = 600.0
+        await asyncio.sleep(300)
+        ranking.changed(rig.connection.core())
+        assert len(rig.connection.closed) == len(rig.connection.route) - 1 - len(kept)
+        rig.becomes(direct(), *kept)
+    await asyncio.sleep(600)
+    rig.begin(ways=(SPARE,))  # nor do news of ways bring it back
+    await asyncio.sleep(600)
+    await rig.attempts(1)
+    rig.becomes()
+    await settle()
+    assert {path.address for path in rig.endpoint.paths[1:]} == {
+        "192.0.2.9 9000",
+        "198.51.100.2 5000",
+    }
     await rig.upgrades.end()
 
 
