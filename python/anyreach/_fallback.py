@@ -105,13 +105,13 @@ class Fallback:
         """Watch, until cancelled."""
         while True:
             await self._any.wait()
-            for watched in tuple(self._watched.values()):
-                self._look(watched)
+            waits = [self._look(watched) for watched in tuple(self._watched.values())]
             if not self._watched:
                 self._any.clear()
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(min(waits, default=LOOK))
 
-    def _look(self, watched: _Watched) -> None:
+    def _look(self, watched: _Watched) -> float:
+        """Start looking elsewhere if it is time; seconds until the next look."""
         stats = watched.core.stats()
         sent, received = stats["sent_packets"], stats["received_packets"]
         now = self._loop.time()
@@ -121,18 +121,20 @@ class Fallback:
             watched.unanswered_since = now
         watched.sent, watched.received = sent, received
         if watched.unanswered_since is None:
-            return
+            return LOOK
         paths = watched.core.paths()
         for path in paths:
             if path.method != "relayed":
                 watched.places[from_core(*path.remote)] = None
         patience = SILENCE + SILENCE_ROUND_TRIPS * max((path.rtt for path in paths), default=0.0)
-        if now - watched.unanswered_since >= patience and (
-            watched.task is None or watched.task.done()
-        ):
+        left = watched.unanswered_since + patience - now
+        if left > 0:
+            return min(left, LOOK)
+        if watched.task is None or watched.task.done():
             watched.task = asyncio.create_task(
                 self._look_elsewhere(watched), name=f"anyreach-fallback {watched.core.id}"
             )
+        return LOOK
 
     async def _look_elsewhere(self, watched: _Watched) -> None:
         """Try all ways at once; the first that answers carries on.

@@ -98,6 +98,16 @@ async def test_a_silent_peer_is_looked_for_through_tunnels_and_at_its_relays() -
 
 
 @in_virtual_time
+async def test_no_look_is_waited_for_once_the_silence_has_lasted() -> None:
+    rig = Rig()
+    await rig.sends(2, answered=True)
+    # Noticed by the next look; there is no other one when patience ends, 0.16 s past the second.
+    await rig.sends(LOOK + SILENCE + 0.16 + 0.1, answered=False)
+    assert rig.endpoint.paths
+    await rig.end()
+
+
+@in_virtual_time
 async def test_a_relay_is_reached_by_its_own_tunnel() -> None:
     rig = Rig()
     rig.connection.peer_id = RELAY.raw
