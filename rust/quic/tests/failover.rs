@@ -205,6 +205,36 @@ async fn both_directions_at_once() {
     }
 }
 
+/// The news that one of them is dead must not be sent by the other, nor what was under way on it: that
+/// would wait for the peer, which would wait for acknowledgements.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_paths_that_die_together_neither_is_moved_to() {
+    // About as long as the first one, and so long that it is asked late whether it lives.
+    for twin_one_way in [3, 35] {
+        for sender in [0, 1] {
+            let lab = Lab::new().await;
+            let one_way = Duration::from_millis(twin_one_way);
+            let twin = Line::new(lab.bob.local_addr(), one_way).await;
+            let opening = lab.ends[0].open_path(twin.address(), PathOptions::default(), LONG);
+            assert_eq!(within(opening).await.unwrap(), 2);
+            for end in &lab.ends {
+                paths(end, &[0, 1, 2]).await;
+            }
+            let [from, to] = [&lab.ends[sender], &lab.ends[1 - sender]];
+            let seen = transfer(from, to, 16 << 20, || {
+                lab.direct.cut();
+                twin.cut();
+            })
+            .await;
+            println!("{one_way:?}, sender {sender}: {:?} without data", seen.gap);
+            assert!(seen.gap < GAP, "{:?}", seen.gap);
+            for end in &lab.ends {
+                paths(end, &[1]).await;
+            }
+        }
+    }
+}
+
 /// One way only: what is sent arrives, and no acknowledgement does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_is_dead_one_way_is_dead() {

@@ -88,15 +88,19 @@ impl<'a> Steward<'a> {
         for id in orders.stale {
             self.connection.path_stale(PathId::from(id));
         }
-        for id in orders.close {
-            if self.connection.close_dead_path(PathId::from(id)) {
-                open.retain(|path| path.candidate.id != id);
-            }
-        }
         for path in &mut open {
             path.candidate.doubtful = self.vigil.is_doubtful(now, path.candidate.id);
         }
+        let is_dead = |path: &Open| orders.close.contains(&path.candidate.id);
+        let (dead, mut open): (Vec<Open>, Vec<Open>) = open.into_iter().partition(is_dead);
+        // Chosen before any is closed: the engine tells the peer at once, by whatever is left, and
+        // what went by a path that is closed next is sent again only when the peer has answered.
         self.current = self.choose(&open);
+        for path in dead {
+            if !self.connection.close_dead_path(path.id) {
+                open.push(path);
+            }
+        }
         let (Some((old, from)), Some((new, to))) = (before, self.current) else {
             return;
         };

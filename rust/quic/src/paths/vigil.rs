@@ -47,6 +47,9 @@ const ECHO_PACE: Pace = Pace {
 /// How much longer the side that did not dial waits for the other one to act.
 const FOLLOWER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Silences that far apart have nothing to do with each other.
+const ONE_OUTAGE: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub(crate) struct Vigil {
     watched: BTreeMap<u32, Watched>,
@@ -68,6 +71,10 @@ struct Watched {
     pinged: Option<Instant>,
     /// Something came by it before the last look.
     received: bool,
+    /// It was no better than one that was found silent, and was not heard since.
+    quiet: bool,
+    /// When its silence was forgiven because another path was back, if it was not heard since.
+    forgiven: Option<Instant>,
 }
 
 /// What is to be done after a look.
@@ -122,7 +129,7 @@ impl Vigil {
     /// Whether a path was asked for a sign of life and has given none.
     pub(crate) fn is_doubtful(&self, now: Instant, id: u32) -> bool {
         let watched = self.watched.get(&id);
-        watched.is_some_and(|path| path.pulse.is_doubtful(now))
+        watched.is_some_and(|path| path.quiet || path.pulse.is_doubtful(now))
     }
 
     /// Forgets all paths but these.
@@ -145,12 +152,18 @@ impl Vigil {
             floor: Floor::new(now, sample.rtt),
             pinged: None,
             received: false,
+            quiet: false,
+            forgiven: None,
         });
         let change = watched.pulse.sample(now, sample);
         if change.any {
             self.busy = now;
         }
         watched.received = change.received;
+        if watched.pulse.heard() == now {
+            watched.forgiven = None;
+            watched.quiet = false;
+        }
         self.revived |= change.revived;
         watched.floor.sample(now, sample.rtt)
     }
@@ -161,15 +174,19 @@ impl Vigil {
             .looked
             .is_none_or(|looked| now.saturating_duration_since(looked) > LATE);
         self.looked = Some(now);
-        if late || std::mem::take(&mut self.revived) {
+        let revived = std::mem::take(&mut self.revived);
+        if late {
             self.forgive();
+        } else if revived {
+            self.forgive_once(now);
         }
         let mut orders = Orders::default();
         if self.watched.len() < 2 {
             return orders;
         }
         self.unasked(now, current, &mut orders);
-        self.question(now, &mut orders);
+        let silent = self.question(now, &mut orders);
+        self.distrust(&silent);
         if !orders.close.is_empty() {
             orders.ping.clear();
             orders.stale.clear();
@@ -188,6 +205,18 @@ impl Vigil {
     fn forgive(&mut self) {
         for path in self.watched.values_mut() {
             path.pulse.forgive();
+        }
+    }
+
+    /// As [`forgive`](Self::forgive), but no path twice before it is heard: one that carries a packet
+    /// now and then falls silent and comes back all the time.
+    fn forgive_once(&mut self, now: Instant) {
+        for path in self.watched.values_mut() {
+            let before = path.forgiven.map(|at| now.saturating_duration_since(at));
+            if path.pulse.unanswered().is_some() && before.is_none_or(|ago| ago >= ONE_OUTAGE) {
+                path.forgiven = Some(now);
+                path.pulse.forgive();
+            }
         }
     }
 
@@ -225,8 +254,11 @@ impl Vigil {
     }
 
     /// Paths that owe an answer, and the others because of them.
-    fn question(&self, now: Instant, orders: &mut Orders) {
+    ///
+    /// Returns those that alone are silent, and since when each owes a sign of life.
+    fn question(&self, now: Instant, orders: &mut Orders) -> Vec<(u32, Instant)> {
         let mut asking = false;
+        let mut alone = Vec::new();
         for (id, path) in &self.watched {
             let health = path.pulse.health(now);
             let silence = now.saturating_duration_since(path.pulse.received());
@@ -237,10 +269,14 @@ impl Vigil {
                 continue;
             };
             asking = true;
+            let is_alone =
+                matches!(health, Health::Silent | Health::Hopeless) && self.is_only(*id, due, now);
+            if is_alone {
+                alone.push((*id, due));
+            }
             let dead = match health {
-                Health::Good | Health::Suspect => false,
                 Health::Hopeless if !path.pulse.is_half_alive(now) => true,
-                Health::Silent | Health::Hopeless => self.is_only(*id, due, now),
+                _ => is_alone,
             };
             // One must be left, however hopeless.
             if dead && orders.close.len() + 1 < self.watched.len() {
@@ -256,6 +292,18 @@ impl Vigil {
                 && !orders.ping.contains(id)
             {
                 orders.ping.push(*id);
+            }
+        }
+        alone
+    }
+
+    /// After some paths alone were found silent, each with the time its answer was due: no other that
+    /// was not heard since is to be moved to.
+    fn distrust(&mut self, silent: &[(u32, Instant)]) {
+        for (id, due) in silent {
+            let others = self.watched.iter_mut().filter(|(other, _)| *other != id);
+            for (_, path) in others {
+                path.quiet |= !path.pulse.is_heard_since(*due);
             }
         }
     }

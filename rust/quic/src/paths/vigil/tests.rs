@@ -2,7 +2,13 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::{super::health::LOOK, *};
+use super::{
+    super::{
+        choice::{Candidate, choose},
+        health::LOOK,
+    },
+    *,
+};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -110,6 +116,7 @@ impl Model {
                 node.vigil.sample(now, *id, *counts);
             }
             let orders = node.vigil.look(now, Some(node.current));
+            self.choose(at);
             for id in orders.close {
                 self.close(at, id);
                 // The peer hears of it by the others; here at once.
@@ -126,11 +133,24 @@ impl Model {
         node.counts.remove(&id);
         node.vigil.retain(self.now, |open| open != id);
         node.closed.push(id);
-        if node.current == id {
-            let (now, open) = (self.now, node.counts.keys());
-            let next = open.min_by_key(|id| (node.vigil.is_doubtful(now, **id), **id));
-            node.current = *next.expect("never the last one");
-        }
+        self.choose(at);
+    }
+
+    /// As the steward does it; the first path is wanted most.
+    fn choose(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        let candidate = |(id, counts): (&u32, &Sample)| Candidate {
+            id: *id,
+            standby: false,
+            relayed: false,
+            ipv6: false,
+            doubtful: node.vigil.is_doubtful(self.now, *id),
+            rtt: counts.rtt,
+        };
+        let candidates: Vec<Candidate> = node.counts.iter().map(candidate).collect();
+        let ranking = node.counts.keys().map(|id| (*id, *id)).collect();
+        let chosen = choose(Some(node.current), &candidates, &ranking);
+        node.current = chosen.expect("never the last one");
     }
 
     fn run(&mut self, time: Duration, sends: [bool; 2]) {
@@ -218,6 +238,40 @@ fn a_silence_of_everything_closes_nothing_unless_it_lasts() {
     model.run(ms(10_000), [true, true]);
     for node in &model.nodes {
         assert_eq!(node.counts.len(), 1, "one is left");
+    }
+}
+
+/// A peer whose congestion window is full of what we acknowledge by a dead path sends a packet with
+/// each of its probe timeouts, and so a living path falls silent and comes back all the time.
+#[test]
+fn a_living_path_that_stutters_does_not_save_a_dead_one() {
+    for leads in [false, true] {
+        let start = Instant::now();
+        let mut vigil = Vigil::new(leads, start);
+        let (mut living, mut dead) = (sample(ms(4)), sample(ms(2)));
+        let (mut next, mut interval) = (start + ms(50), ms(50));
+        let mut now = start;
+        let closed = loop {
+            now += LOOK;
+            if now >= next {
+                (next, interval) = (now + interval, interval * 2);
+                living.received += 2;
+                // Our own probe timeouts come more and more seldom as well.
+                dead.sent += 2400;
+            }
+            vigil.sample(now, 0, living);
+            vigil.sample(now, 1, dead);
+            let orders = vigil.look(now, Some(1));
+            // By the dead one nothing goes: its window is full.
+            if orders.ping.contains(&0) {
+                living.sent += 40;
+            }
+            if !orders.close.is_empty() || now - start > ms(60_000) {
+                break orders.close;
+            }
+        };
+        assert_eq!(closed, [1], "leads: {leads}");
+        assert!(now - start <= ms(7000), "{:?}, leads: {leads}", now - start);
     }
 }
 
