@@ -100,14 +100,11 @@ class PathDecision:
     Attributes:
         ranking: ``(number of the path, rank)``, best first; ranks count from 0.
         close: numbers of paths to close.
-        refresh: numbers of paths that are kept, but carry nothing: enough has to be sent on them
-            for NATs and relays not to forget them.
         again_in: seconds after which time alone can change the decision; ``None`` if it cannot.
     """
 
     ranking: tuple[tuple[int, int], ...]
     close: tuple[int, ...] = ()
-    refresh: tuple[int, ...] = ()
     again_in: float | None = None
 
 
@@ -162,11 +159,11 @@ class DefaultPathPolicy:
         """See :class:`PathDecision`."""
         order = self.order(situation.paths, situation.current)
         ranking = tuple((path.id, rank) for rank, path in enumerate(order))
-        close, refresh, wait = self.standby(situation, order)
+        close, wait = self.standby(situation, order)
         waits = [self._quarantined(path) for path in order]
         if wait is not None:
             waits.append(wait)
-        return PathDecision(ranking, close, refresh, min((w for w in waits if w > 0), default=None))
+        return PathDecision(ranking, close, min((w for w in waits if w > 0), default=None))
 
     def order(self, paths: Sequence[PathView], current: int | None) -> tuple[PathView, ...]:
         """The paths, best first; the one in use stays unless another is clearly better."""
@@ -179,8 +176,8 @@ class DefaultPathPolicy:
 
     def standby(
         self, situation: PathSituation, order: Sequence[PathView]
-    ) -> tuple[tuple[int, ...], tuple[int, ...], float | None]:
-        """What becomes of relayed paths: those to close, those to refresh, and when to ask again.
+    ) -> tuple[tuple[int, ...], float | None]:
+        """What becomes of relayed paths: those to close, and when to ask again.
 
         All are kept for ``relay_standby`` seconds after a direct path has come up: that may be as
         short-lived as it is young. Then the best is left, for as long as :attr:`dormant` says.
@@ -188,17 +185,17 @@ class DefaultPathPolicy:
         relayed = [path for path in order if path.method == "relayed"]
         direct = [p for p in order if p.method != "relayed" and self.tier(p) == 0]
         if not relayed or not direct:
-            return (), (), None
+            return (), None
         proved = max(path.age for path in direct)
         if proved < situation.relay_standby:
-            return (), (), situation.relay_standby - proved
+            return (), situation.relay_standby - proved
         best, *others = relayed
         close = tuple(path.id for path in others)
         if self.dormant is None:
-            return close, (best.id,), None
+            return close, None
         if situation.idle < self.dormant:
-            return close, (best.id,), self.dormant - situation.idle
-        return (*close, best.id), (), None
+            return close, self.dormant - situation.idle
+        return (*close, best.id), None
 
     def tier(self, path: PathView) -> int:
         """0 for paths without a relay, 1 for relayed ones, 2 for those in quarantine, 3 for those

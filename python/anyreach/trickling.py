@@ -25,7 +25,7 @@ from anyreach.near import NARROW
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Changes", "Told", "changes", "for_peer", "for_round"]
+__all__ = ["Told", "for_peer", "for_round"]
 
 _MIN_KNOWN: Final = MAX_CANDIDATES // 2
 """Places that predictions leave to addresses that are known."""
@@ -54,22 +54,6 @@ class Told:
         for _, reason in self.withheld:
             totals[reason.value] = totals.get(reason.value, 0) + 1
         return totals
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What is different between two sets of candidates.
-
-    Attributes:
-        added: addresses that are new, in their order.
-        removed: addresses that are gone.
-    """
-
-    added: tuple[SocketAddress, ...] = ()
-    removed: tuple[SocketAddress, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.removed)
 
 
 def for_peer(
@@ -124,15 +108,6 @@ def for_round(pairs: PairingResult) -> PairingResult:
         else:
             dropped.append(DroppedPair(pair.local, pair.remote, DropReason.SCOPE))
     return PairingResult(tuple(kept), tuple(dropped))
-
-
-def changes(before: Sequence[SocketAddress], after: Sequence[SocketAddress]) -> Changes:
-    """What to add and what to remove so that a peer that was told one set knows the other."""
-    old, new = set(before), set(after)
-    return Changes(
-        tuple(a for a in dict.fromkeys(after) if a not in old),
-        tuple(a for a in dict.fromkeys(before) if a not in new),
-    )
 
 
 def _withheld(candidate: Candidate, shared: bool, families: frozenset[int]) -> DropReason | None:

@@ -144,41 +144,40 @@ class TestEvidence:
 
 class TestStandby:
     @staticmethod
-    def decide(*paths: PathView, **more: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        decision = POLICY.decide(PathSituation(paths, **more))
-        return decision.close, decision.refresh
+    def decide(*paths: PathView, **more: Any) -> tuple[int, ...]:
+        return POLICY.decide(PathSituation(paths, **more)).close
 
     def test_relayed_paths_are_kept_until_direct_has_proved_itself(self) -> None:
         paths = (path(1, age=29.0), path(2, "relayed"), path(3, "relayed"))
         decision = POLICY.decide(PathSituation(paths, 1))
-        assert (decision.close, decision.refresh) == ((), ())
+        assert decision.close == ()
         assert decision.again_in == pytest.approx(1.0)
 
     def test_then_the_best_is_kept_warm(self) -> None:
         paths = (path(1, age=30.0), path(2, "relayed", 50), path(3, "relayed", 40))
-        assert self.decide(*paths, current=1) == ((2,), (3,))
+        assert self.decide(*paths, current=1) == (2,)
 
     def test_as_long_as_the_user_says(self) -> None:
         paths = (path(1, age=30.0), path(2, "relayed", 50), path(3, "relayed", 40))
-        assert self.decide(*paths, current=1, relay_standby=60.0) == ((), ())
-        assert self.decide(*paths, current=1, relay_standby=0.0) == ((2,), (3,))
+        assert self.decide(*paths, current=1, relay_standby=60.0) == ()
+        assert self.decide(*paths, current=1, relay_standby=0.0) == (2,)
 
     def test_a_silent_connection_may_let_it_go(self) -> None:
         paths = (path(1, age=30.0), path(2, "relayed", 50))
-        assert self.decide(*paths, current=1, idle=1e6) == ((), (2,))
+        assert self.decide(*paths, current=1, idle=1e6) == ()
         frugal = DefaultPathPolicy(dormant=300.0)
         decision = frugal.decide(PathSituation(paths, 1, idle=299.0))
-        assert (decision.close, decision.refresh) == ((), (2,))
+        assert decision.close == ()
         assert decision.again_in == pytest.approx(1.0)
         decision = frugal.decide(PathSituation(paths, 1, idle=300.0))
-        assert (decision.close, decision.refresh) == ((2,), ())
+        assert decision.close == (2,)
 
     def test_without_direct_all_stay(self) -> None:
-        assert self.decide(path(2, "relayed"), path(3, "relayed"), idle=1e6) == ((), ())
+        assert self.decide(path(2, "relayed"), path(3, "relayed"), idle=1e6) == ()
         broken = path(1, carries=False)
-        assert self.decide(broken, path(2, "relayed"), idle=1e6) == ((), ())
+        assert self.decide(broken, path(2, "relayed"), idle=1e6) == ()
         flapping = path(1, flaps=9, age=60.0)
-        assert self.decide(flapping, path(2, "relayed"), idle=1e6) == ((), ())
+        assert self.decide(flapping, path(2, "relayed"), idle=1e6) == ()
 
 
 class TestFlapRecord:

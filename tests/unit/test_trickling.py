@@ -16,7 +16,7 @@ from anyreach.candidates import (
     pair,
 )
 from anyreach.near import SITE_PREFIXES, is_on_link, may_share, near_prefixes, shared_prefixes
-from anyreach.trickling import Changes, changes, for_peer, for_round
+from anyreach.trickling import for_peer, for_round
 
 HOST, OBSERVED = CandidateKind.HOST, CandidateKind.OBSERVED
 MAPPED, PREDICTED = CandidateKind.MAPPED, CandidateKind.PREDICTED
@@ -216,11 +216,3 @@ class TestRoundPairs:
         theirs = [candidate("198.51.100.1", OBSERVED), candidate("2001:db9::1")]
         pairs = pair(ours, theirs)
         assert [p for p in pairs.kept if p in for_round(pairs).kept] == list(for_round(pairs).kept)
-
-
-def test_changes() -> None:
-    a, b, c = (at(f"203.0.113.{i}") for i in range(1, 4))
-    assert changes((a, b), (b, c)) == Changes((c,), (a,))
-    assert not changes((a, b), (b, a))
-    assert changes((), (a, a, b)) == Changes((a, b), ())
-    assert changes((a,), ()) == Changes((), (a,))
