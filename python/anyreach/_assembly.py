@@ -44,6 +44,7 @@ def make_endpoint(config: P2pConfig, identity: Identity) -> _core.Endpoint:
         max_connections=config.max_connections,
         key_log=config.key_log,
         serve_relay=config.serve_relay,
+        nat_traversal=config.direct and config.punch,
         capabilities=("relay",) if config.serve_relay else (),
     )
 

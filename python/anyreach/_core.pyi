@@ -82,6 +82,7 @@ class Endpoint:
         max_connections: int,
         key_log: bool,
         serve_relay: bool,  # take HTTP/3; see serve_relay()
+        nat_traversal: bool,  # offer it to peers
         capabilities: Sequence[str],  # hints for peers, in the hello
     ) -> Endpoint: ...  # raises errors.BindError
     @property

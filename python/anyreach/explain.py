@@ -288,7 +288,10 @@ def _helps(account: Account) -> Iterable[str]:
         yield "UDP does not get out of the network of this side: have it let out"
         return
     if not account.can_punch:
-        yield "the peer does not take part in NAT traversal: use a version of it that does"
+        yield (
+            "the peer takes no part in NAT traversal: turn that on there (punch=True), "
+            "or use a version that does"
+        )
     yield from _help_nats(account)
     yield from _help_families(account)
     for reason, count in account.refused:

@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "max_connections": 64,
     "key_log": False,
     "serve_relay": False,
+    "nat_traversal": True,
     "capabilities": (),
 }
 

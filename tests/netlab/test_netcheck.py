@@ -147,6 +147,18 @@ def test_a_pair_of_random_nats_is_told_what_would_help() -> None:
         assert {note["side"] for note in told["candidates"]} == {"own", "peer"}, text
 
 
+def test_a_peer_that_does_not_punch_is_told_from_one_that_cannot() -> None:
+    netlab_required()
+    with Lab() as lab:
+        near, far = (lab.site(label, kinds.PORT_RESTRICTED) for label in ("near", "far"))
+        world = World(lab)
+        node = world.start_node(far, "--no-punch")
+        told = world.run(near, "netcheck", node.peer_id, timeout=_COMMAND).last("explanation")
+        assert told["method"] == "relayed", told["text"]
+        assert told["attempts"] == [], told["text"]
+        assert "the peer takes no part in NAT traversal" in told["helps"][0], told["text"]
+
+
 def test_a_pair_that_gets_direct_says_so() -> None:
     netlab_required()
     with Lab() as lab:

@@ -61,7 +61,7 @@ impl Endpoint {
         identity, *, bind_addr, ip_mode, allow_ipv4_mapped, idle_timeout, keep_alive_interval,
         handshake_timeout, stream_receive_window, receive_window, send_window, max_bidi_streams,
         max_uni_streams, datagram_buffer, socket_buffer, max_connections, key_log,
-        serve_relay, capabilities
+        serve_relay, nat_traversal, capabilities
     ))]
     #[expect(
         clippy::too_many_arguments,
@@ -86,6 +86,7 @@ impl Endpoint {
         max_connections: usize,
         key_log: bool,
         serve_relay: bool,
+        nat_traversal: bool,
         capabilities: Vec<String>,
     ) -> Result<Self, Failure> {
         let config = EndpointConfig {
@@ -113,7 +114,7 @@ impl Endpoint {
             agent: concat!("anyreach/", env!("CARGO_PKG_VERSION")).to_owned(),
             capabilities,
             serve_h3: serve_relay,
-            nat_traversal: true,
+            nat_traversal,
             tap: None,
         };
         let identity = Arc::clone(&identity.0);

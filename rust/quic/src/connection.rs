@@ -109,7 +109,8 @@ impl Connection {
         let (activity, layer, opener) = info.map_or_else(Default::default, |info| {
             (info.activity, info.layer, info.opener)
         });
-        let line = layer.as_ref().zip(opener).map(|(layer, opener)| {
+        let punching = layer.as_ref().filter(|layer| layer.is_negotiated());
+        let line = punching.zip(opener).map(|(layer, opener)| {
             let guard = layer.clone();
             let line = Line::new(opener, handshake.outbound, handshake.socket, guard);
             let line = Arc::new(line);

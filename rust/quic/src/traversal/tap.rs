@@ -54,7 +54,8 @@ impl Layer {
         parameters::withhold(encoded);
     }
 
-    fn is_negotiated(&self) -> bool {
+    /// Whether both sides have offered NAT traversal.
+    pub(crate) fn is_negotiated(&self) -> bool {
         self.offered
             .iter()
             .all(|offered| offered.load(Ordering::Relaxed))
