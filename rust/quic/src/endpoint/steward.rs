@@ -66,9 +66,15 @@ impl<'a> Steward<'a> {
         let several = self.vigil.len() > 1;
         let interval = if several { LOOK } else { LOOK_ALONE };
         let awake = self.vigil.busy().elapsed() < REST || (several && self.vigil.is_owed());
-        match self.vigil.looked() {
-            Some(looked) if awake => tokio::time::sleep_until((looked + interval).into()).await,
-            _ => self.connection.stirred().await,
+        let look = self.vigil.looked().map(|looked| looked + interval);
+        let due = look.filter(|_| awake);
+        match due.into_iter().chain(self.vigil.hush_due()).min() {
+            Some(due) if awake => tokio::time::sleep_until(due.into()).await,
+            Some(due) => tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => {}
+                () = self.connection.stirred() => {}
+            },
+            None => self.connection.stirred().await,
         }
     }
 

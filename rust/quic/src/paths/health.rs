@@ -77,8 +77,10 @@ pub(crate) enum Health {
 pub(crate) struct Change {
     /// Anything has happened on the path.
     pub(crate) any: bool,
-    /// Something has come by it.
-    pub(crate) received: bool,
+    /// Datagrams that have come by it.
+    pub(crate) received: u64,
+    /// Something sent by it was acknowledged.
+    pub(crate) answered: bool,
     /// It had been silent and is not any more.
     pub(crate) revived: bool,
 }
@@ -151,7 +153,8 @@ impl Pulse {
         }
         Change {
             any: sent || received,
-            received,
+            received: sample.received.saturating_sub(last.received),
+            answered,
             revived: was_silent && self.heard == now,
         }
     }
@@ -218,7 +221,7 @@ impl Pulse {
     }
 
     /// Silence that means something.
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         SILENCE_FLOOR.max(self.last.rtt * SILENCE_RTTS)
     }
 

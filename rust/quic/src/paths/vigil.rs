@@ -44,6 +44,10 @@ const ECHO_PACE: Pace = Pace {
     period: Duration::from_millis(500),
 };
 
+/// Datagrams that make a flow, the end of which is worth a packet: more than an exchange of messages
+/// or the keep-alives of some minutes.
+const FLOW: u64 = 32;
+
 /// How much longer the side that did not dial waits for the other one to act.
 const FOLLOWER_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -71,6 +75,8 @@ struct Watched {
     pinged: Option<Instant>,
     /// Something came by it before the last look.
     received: bool,
+    /// Datagrams that came by it since something sent by it was acknowledged, or it was asked.
+    flow: u64,
     /// It was no better than one that was found silent, and was not heard since.
     quiet: bool,
     /// When its silence was forgiven because another path was back, if it was not heard since.
@@ -152,6 +158,7 @@ impl Vigil {
             floor: Floor::new(now, sample.rtt),
             pinged: None,
             received: false,
+            flow: 0,
             quiet: false,
             forgiven: None,
         });
@@ -159,7 +166,11 @@ impl Vigil {
         if change.any {
             self.busy = now;
         }
-        watched.received = change.received;
+        watched.received = change.received > 0;
+        watched.flow = match change.answered {
+            true => 0,
+            false => watched.flow.saturating_add(change.received),
+        };
         if watched.pulse.heard() == now {
             watched.forgiven = None;
             watched.quiet = false;
@@ -181,12 +192,15 @@ impl Vigil {
             self.forgive_once(now);
         }
         let mut orders = Orders::default();
-        if self.watched.len() < 2 {
-            return orders;
+        self.hush(now, &mut orders);
+        if self.watched.len() > 1 {
+            self.unasked(now, current, &mut orders);
+            let silent = self.question(now, &mut orders);
+            self.distrust(&silent);
+            if self.would_be_lost(now, current, &orders.close) {
+                orders.close.clear();
+            }
         }
-        self.unasked(now, current, &mut orders);
-        let silent = self.question(now, &mut orders);
-        self.distrust(&silent);
         if !orders.close.is_empty() {
             orders.ping.clear();
             orders.stale.clear();
@@ -199,6 +213,35 @@ impl Vigil {
             }
         }
         orders
+    }
+
+    /// When to look because a flow of data may have ceased.
+    pub(crate) fn hush_due(&self) -> Option<Instant> {
+        let flowing = self.watched.values().filter(|path| path.flow >= FLOW);
+        let due = flowing.map(|path| path.pulse.received() + path.pulse.patience());
+        due.min()
+    }
+
+    /// Data came, and no more does. Its sender may have said all, or our NAT may have forgotten us,
+    /// which nothing but a packet of ours mends, and who only receives sends none: one is asked for.
+    fn hush(&mut self, now: Instant, orders: &mut Orders) {
+        for (id, path) in &mut self.watched {
+            let silence = now.saturating_duration_since(path.pulse.received());
+            if path.flow >= FLOW && silence >= path.pulse.patience() {
+                path.flow = 0;
+                orders.ping.push(*id);
+            }
+        }
+    }
+
+    /// Whether the news that paths are closed would go by another one that owes an answer itself.
+    ///
+    /// What is lost with it the engine sends again only when the peer has closed that one as well, for
+    /// which it may wait for the very news.
+    fn would_be_lost(&self, now: Instant, current: Option<u32>, close: &[u32]) -> bool {
+        let current = current.filter(|id| !close.contains(id));
+        let path = current.and_then(|id| self.watched.get(&id));
+        path.is_some_and(|path| path.pulse.health(now) != Health::Good)
     }
 
     /// What was not answered so far does not count.

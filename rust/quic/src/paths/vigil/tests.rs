@@ -222,6 +222,64 @@ fn of_paths_cut_together_none_is_moved_to() {
     }
 }
 
+/// Who only receives finds out that nothing comes any more, once, on an only path as well.
+#[test]
+fn the_end_of_a_flow_is_looked_into_once() {
+    for paths in [1, 2] {
+        let start = Instant::now();
+        let mut vigil = Vigil::new(false, start);
+        let mut counts = vec![sample(ms(20)); paths as usize];
+        let mut now = start;
+        let mut asked = Vec::new();
+        for step in 0..400_u64 {
+            now += LOOK;
+            if step < 40 {
+                counts[0].received += 2;
+            }
+            for (id, counts) in (0..).zip(&counts) {
+                vigil.sample(now, id, *counts);
+            }
+            let flows = vigil.hush_due().is_some();
+            assert_eq!(flows, (16..55).contains(&step), "{step}");
+            let orders = vigil.look(now, Some(0));
+            asked.extend(orders.ping.iter().map(|id| (step, *id)));
+        }
+        assert_eq!(asked, [(54, 0)], "150 ms after the last");
+    }
+}
+
+/// A spare path is found dead sooner than the current one, which died with it: that is told when it
+/// can arrive.
+#[test]
+fn nothing_is_closed_while_the_news_would_be_lost() {
+    let start = Instant::now();
+    let mut vigil = Vigil::new(true, start);
+    let mut counts = [sample(ms(60)), sample(ms(4)), sample(ms(80))];
+    let mut now = start;
+    let closed = loop {
+        now += LOOK;
+        let since = (now - start).as_millis();
+        counts[0].sent += if since < 100 { 1200 } else { 0 };
+        counts[1].sent += 40;
+        // A relayed path lives.
+        counts[2].sent += 40;
+        counts[2].received += 1;
+        counts[2].rtt += Duration::from_nanos(1);
+        for (id, counts) in (0..).zip(&counts) {
+            vigil.sample(now, id, *counts);
+        }
+        let orders = vigil.look(now, Some(0));
+        if !orders.close.is_empty() {
+            break orders.close;
+        }
+        assert!(now - start < ms(2000));
+    };
+    assert!(
+        closed.contains(&0),
+        "{closed:?} while the current path is silent"
+    );
+}
+
 #[test]
 fn a_silence_of_everything_closes_nothing_unless_it_lasts() {
     for outage in [300, 1000, 2500] {
