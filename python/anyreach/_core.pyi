@@ -271,6 +271,11 @@ class Connection:
 
         On the side that dialed they are told with the next round only.
         """
+    def set_keep_alive(self, interval: float) -> None:
+        """Also keep the open paths that are not relayed alive, after so many seconds of silence.
+
+        0 stops that. Paths that come later have none.
+        """
     def allow_near(self, prefixes: Sequence[str]) -> None:
         """More networks in which addresses of this peer are not refused, as Endpoint.set_near."""
     def start_round(

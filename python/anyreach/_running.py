@@ -12,6 +12,7 @@ from anyreach._assembly import make_endpoint, proxies, rejected
 from anyreach._bridge import current_bridge
 from anyreach._diagnosis import Diagnosis
 from anyreach._improving import Improving
+from anyreach._keeping import Keeping
 from anyreach._live import Live
 from anyreach._local import LocalView, from_core
 from anyreach._outside import Outside
@@ -193,6 +194,7 @@ class Running:
             relaying=self._relaying,
             mapper=self._mapper,
         )
+        self._keeping = Keeping(config.keep_alive_interval)
         self._outside = Outside(
             self._endpoint,
             self.local,
@@ -279,8 +281,7 @@ class Running:
 
     async def accept(self) -> Connection:
         """The next connection a peer made; raises NodeClosed at the end."""
-        core = await self._bridge.wait(self._endpoint.poll_incoming)
-        return self._adopt(core)
+        return self._adopt(await self._bridge.wait(self._endpoint.poll_incoming))
 
     def connections(self) -> tuple[Connection, ...]:
         """The open connections, oldest first."""
@@ -342,6 +343,7 @@ class Running:
 
     def _network_changed(self) -> None:
         self._book.network_changed()
+        self._keeping.network_changed()
         self._relaying.network_changed()
         self._tunnels.network_changed()
         self._improving.network_changed()
@@ -398,7 +400,7 @@ class Running:
             case ("path", core, _, silent):
                 if silent is not None:
                     self._recorder.failed_over(silent)
-                self._paths_changed(core, failed_over=silent is not None)
+                self._paths_changed(core, silent)
             case ("reach", core):
                 self._improving.reach_changed(core)
             case ("network", reason):
@@ -457,20 +459,22 @@ class Running:
         self._recorder.ended(core.id, totals["sent_bytes"], totals["received_bytes"])
         self._emit(Disconnected(live.peer_id, reason))
         self._improving.ended(core.id)
+        self._keeping.ended(core.id)
         if all(other.peer_id != live.peer_id for other in self._live.values()):
             self._outside.left(live.peer_id)
             self._relaying.left(live.peer_id)
 
-    def _paths_changed(self, core: _core.Connection, *, failed_over: bool = False) -> None:
+    def _paths_changed(self, core: _core.Connection, silent: float | None = None) -> None:
         live = self._live.get(core.id)
         if live is None:
             return
         paths = core.paths()
         self._recorder.paths(core.id, paths)
         before = live.course
-        change = live.follow(paths, failed_over=failed_over)
+        change = live.follow(paths, failed_over=silent is not None)
+        self._keeping.changed(core, before, live.course, silent, self._loop.time())
         if paths:  # else the next ones tell more
-            self._improving.paths_changed(core, failed_over=failed_over)
+            self._improving.paths_changed(core, failed_over=silent is not None)
         if change is None or before is None or live.course is None:
             return
         if live.course.method != "relayed":

@@ -256,6 +256,24 @@ def test_an_idle_connection_outlives_the_timeout_of_the_mappings(
     assert talk.a.lost() == talk.b.lost() == []
 
 
+@_full
+@_engines
+def test_mappings_lost_once_are_kept_alive(lab: Lab, engine: Engine) -> None:
+    assert _HOME.nat is not None
+    kind = SiteKind("forgetful", nat=replace(_HOME.nat, timeout=5))
+    talk = Talk(lab, kind, kind, engine=engine)
+    talk.connect()
+    for period in ("first", "second"):
+        time.sleep(9.5)  # being idle for longer than mappings last is what is tested
+        begun = talk.now()
+        took = max(agent.transfer(100_000)["seconds"] for agent in (talk.a, talk.b))
+        talk.straight(begun, timeout=_AGAIN)
+        note(f"idle for longer than mappings last, {period} time", transfer=took)
+    assert talk.a.ways(talk.b, since=begun.seen[0]) == []
+    assert talk.b.ways(talk.a, since=begun.seen[1]) == []
+    assert took < 1.0
+
+
 @_sides
 @pytest.mark.parametrize("size", [1400, pytest.param(1300, marks=_full)])
 def test_a_line_that_drops_large_packets_is_used_directly(lab: Lab, size: int, whose: str) -> None:

@@ -57,6 +57,15 @@ impl Connection {
         Ok(())
     }
 
+    /// Keeps the open paths that are not relayed alive by a packet after so many seconds of silence;
+    /// 0 stops that.
+    fn set_keep_alive(&self, py: Python<'_>, interval: f64) -> Result<(), Failure> {
+        let interval = Some(seconds(interval)?).filter(|interval| !interval.is_zero());
+        let connection = self.core()?;
+        py.detach(|| connection.set_keep_alive(interval));
+        Ok(())
+    }
+
     /// Begins a round of punching; its number.
     #[pyo3(signature = (pairs, *, opener_ttl = 0, hold = 0.0))]
     fn start_round(

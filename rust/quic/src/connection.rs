@@ -1,5 +1,6 @@
 //! An established connection to a peer, as the rest of the program sees it.
 
+mod keep_alive;
 mod notices;
 mod openers;
 mod opening;
