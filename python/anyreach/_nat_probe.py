@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from anyreach import _core
@@ -118,6 +119,7 @@ class NatProbe:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._tried: set[tuple[int, SocketAddress]] = set()
+        self._flight = 0
         self._borrowed: Tunnel | None = None
         self._wanted_until = 0.0
         self._news = asyncio.Event()
@@ -167,8 +169,8 @@ class NatProbe:
         way = self._way(family)
         if way is None:
             return None
-        known = len(self._local.experiments.samples(family))
-        back = await self._sample(way, 1 if known >= FRESH_SAMPLES else FRESH_SAMPLES)
+        known, _ = self._local.experiments.ports(family)
+        back = await self._sample(way, FRESH_SAMPLES if known == "unknown" else 1)
         if not back:
             return None
         seen = SocketAddress.of(*back[-1].seen)
@@ -325,12 +327,16 @@ class NatProbe:
 
     async def _sample(self, bound: SocketAddress, count: int) -> list[Reflected]:
         """Have the NAT make new mappings; in one flight, so that nobody else's come between."""
+        self._flight += 1
+        flight = self._flight
         reflected = await asyncio.gather(
             *(self._reflect(bound, fresh=True, after=number * 1e-6) for number in range(count))
         )
         back = [entry for entry in reflected if entry is not None]
         for entry in back:
-            self._local.experiments = self._local.experiments.with_reflection(entry)
+            self._local.experiments = self._local.experiments.with_reflection(
+                replace(entry, flight=flight)
+            )
         if back:
             self._changed()
         return back

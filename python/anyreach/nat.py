@@ -51,8 +51,8 @@ MAX_REFLECTIONS: Final = 16
 """Reflections kept per family: enough for a rate of other traffic, few enough to be recent."""
 
 _BURST_SECONDS: Final = 10.0
-"""New mappings made within so long are compared with each other; between two that are further apart
-other hosts may have made any number."""
+"""New mappings of one flight made within so long are compared with each other; between two that are
+further apart other hosts may have made any number."""
 
 _WORST_FIRST: Final[tuple[Behaviour, ...]] = (
     "address-and-port-dependent",
@@ -132,6 +132,8 @@ class Reflected:
         local_port: port of the socket it left from.
         fresh: whether that socket was made for it, so that the NAT had no mapping yet; otherwise
             it was the node's own.
+        flight: which of the node's samples were taken at once. Between those of different flights
+            come the mappings of the node's own rounds, as many each time: they look like a step.
     """
 
     at: float
@@ -139,6 +141,7 @@ class Reflected:
     seen: Address
     local_port: int
     fresh: bool = False
+    flight: int = 0
 
     @property
     def family(self) -> Family:
@@ -185,10 +188,18 @@ class NatEvidence:
         return tuple((r.at, r.seen[1]) for r in self._fresh(family))
 
     def ports(self, family: Family) -> tuple[PortBehaviour, int]:
-        """How ports are chosen, and the step, as the latest new mappings of ``family`` show."""
+        """How ports are chosen, and the step, as the latest flight of ``family`` that tells shows.
+
+        A single sample shows no step; it only says where the counter is.
+        """
         fresh = self._fresh(family)
-        burst = [r for r in fresh if fresh[-1].at - r.at <= _BURST_SECONDS]
-        return classify_ports([(r.local_port, r.seen[1]) for r in burst])
+        for flight in dict.fromkeys(r.flight for r in reversed(fresh)):
+            taken = [r for r in fresh if r.flight == flight]
+            burst = [r for r in taken if taken[-1].at - r.at <= _BURST_SECONDS]
+            found, step = classify_ports([(r.local_port, r.seen[1]) for r in burst])
+            if found != "unknown":
+                return found, step
+        return "unknown", 0
 
     def _fresh(self, family: Family) -> list[Reflected]:
         fresh = [r for r in self.reflections if r.fresh and r.family == family]
