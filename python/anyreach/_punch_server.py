@@ -162,7 +162,10 @@ class Server(End):
     async def _pool(self, number: int, address: SocketAddress, count: int) -> None:
         self.kit.contacts.add(address.ip)
         ((ip, port),) = plain([address])
-        pool = self.core.pool(ip, port, min(count, POOL))
+        asked = min(count, POOL)
+        pool = self.core.pool(ip, port, asked)
+        if pool.size < asked and self._entry is not None:
+            self._entry.because(f"only {pool.size} of {asked} sockets could be opened")
         try:
             self.core.prepared(number, True, plain(self.outside()[:1]))
             until = self.loop.time() + POOL_SECONDS
@@ -175,9 +178,12 @@ class Server(End):
     async def _spray(self, number: int, address: SocketAddress, count: int) -> None:
         self.kit.contacts.add(address.ip)
         ((ip, _),) = plain([address])
-        spray = self.core.spray(ip, min(count, SPRAY), SPRAY_SECONDS)
+        asked = min(count, SPRAY)
+        spray = self.core.spray(ip, asked, SPRAY_SECONDS)
         try:
             self.core.prepared(number, True, plain(self.outside()[:1]))
-            await self.kit.wait(spray.poll)
+            sent, hit = await self.kit.wait(spray.poll)
+            if sent < asked and not hit and self._entry is not None:
+                self._entry.because(f"only {sent} of {asked} packets were allowed, none answered")
         finally:
             spray.cancel()

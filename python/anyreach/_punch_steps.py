@@ -191,6 +191,8 @@ class Steps(End):
         self.kit.contacts.add(address.ip)
         ((ip, port),) = plain([address])
         pool = self.core.pool(ip, port, POOL)
+        if pool.size < POOL:
+            entry.because(f"only {pool.size} of {POOL} sockets could be opened, and none was hit")
         try:
             await self._ask("spray", self._one(self.outside()), SPRAY)
             while True:

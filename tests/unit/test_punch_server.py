@@ -148,6 +148,19 @@ async def test_a_spray_is_sent() -> None:
     await server.punching.end()
 
 
+@in_virtual_time
+async def test_a_spray_cut_short_says_so() -> None:
+    server = rig(theirs=RANDOM)
+    await server.begin()
+    await server.prepare("spray", THEIRS, count=10_000)
+    (spray,) = server.connection.sprays
+    spray.outcome.set_result((657, False))
+    await settle()
+    reason = server.punching.account(server.core, ()).attempts[-1].reason
+    assert reason == f"only 657 of {SPRAY} packets were allowed, none answered"
+    await server.punching.end()
+
+
 @pytest.mark.parametrize("method", ["pool", "spray"])
 @in_virtual_time
 async def test_birthday_attempts_of_one_peer_are_few(method: str) -> None:
