@@ -164,6 +164,8 @@ class Endpoint:
         ``seconds`` after the path came up or its address changed;
         ``("path", Connection, reason, silent)`` the set of paths or the current path changed; after
         a failover ``silent`` is how many seconds the path that is gone had been silent, else None;
+        ``("silent", Connection)`` nothing that was sent is answered, on any path; every second while
+        it is so;
         ``("reach", Connection)`` the peer told where it can be reached;
         ``("sought", Connection, peer_id, ip, port)`` the peer was asked for us by another one,
         which it sees at that address;

@@ -21,7 +21,7 @@ from anyreach.offers import DENIED_PORTS
 from anyreach.peer import PeerId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from anyreach._flow import Waiter
     from anyreach._proving import Contacts
@@ -33,33 +33,24 @@ __all__ = ["Fallback"]
 
 logger = logging.getLogger(__name__)
 
-LOOK: Final = 0.5
-"""Seconds between two looks at the counters: a share of what is bearable without data."""
-
-SILENCE: Final = 1.0
-SILENCE_ROUND_TRIPS: Final = 4.0
-"""Seconds, and round trips, without an answer to anything from which on other ways are looked for:
-what is lost on a busy line comes again sooner."""
-
 PATIENCE: Final = 3.0
 """Seconds one attempt has; then all ways are tried again, until the connection times out."""
 
+MAX_PLACES: Final = 8
+"""Addresses of a peer remembered from before its silences: it is hardly at an older one."""
+
 
 @dataclass(slots=True)
-class _Watched:
-    """What was seen of one connection."""
+class _Silence:
+    """What is done about one connection."""
 
-    core: _core.Connection
-    sent: int = 0
-    received: int = 0
-    unanswered_since: float | None = None
-    # Where it was before it fell silent.
+    # Where the peer was when it fell silent, the latest last.
     places: dict[SocketAddress, None] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
 
 
 class Fallback:
-    """Watches the connections of one node.
+    """Of the connections of one node.
 
     Args:
         core: the node's endpoint.
@@ -77,66 +68,42 @@ class Fallback:
         self._tunnels = tunnels
         self._contacts = contacts
         self._enabled = enabled
-        self._loop = asyncio.get_running_loop()
-        self._watched: dict[int, _Watched] = {}
-        self._any = asyncio.Event()
+        self._silences: dict[int, _Silence] = {}
 
-    def entered(self, core: _core.Connection) -> None:
-        """There is a connection."""
-        if self._enabled and core.close_reason is None:
-            self._watched.setdefault(core.id, _Watched(core))
-            self._any.set()
+    def silent(self, core: _core.Connection) -> None:
+        """Nothing is answered on any path of a connection: look elsewhere, unless that goes on."""
+        if not self._enabled or core.close_reason is not None:
+            return
+        silence = self._silences.setdefault(core.id, _Silence())
+        for path in core.paths():
+            if path.method != "relayed":
+                place = from_core(*path.remote)
+                silence.places.pop(place, None)
+                silence.places[place] = None
+        while len(silence.places) > MAX_PLACES:
+            del silence.places[next(iter(silence.places))]
+        if silence.task is None or silence.task.done():
+            silence.task = asyncio.create_task(
+                self._look_elsewhere(core, silence.places), name=f"anyreach-fallback {core.id}"
+            )
 
     def ended(self, connection_id: int) -> None:
         """A connection has ended."""
-        watched = self._watched.pop(connection_id, None)
-        if watched is not None and watched.task is not None:
-            watched.task.cancel()
+        silence = self._silences.pop(connection_id, None)
+        if silence is not None and silence.task is not None:
+            silence.task.cancel()
 
     def abandon(self) -> list[asyncio.Task[None]]:
         """Stop everything without waiting; what is about to end."""
-        tasks = [watched.task for watched in self._watched.values() if watched.task is not None]
-        self._watched.clear()
+        tasks = [silence.task for silence in self._silences.values() if silence.task is not None]
+        self._silences.clear()
         for task in tasks:
             task.cancel()
         return tasks
 
-    async def run(self) -> None:
-        """Watch, until cancelled."""
-        while True:
-            await self._any.wait()
-            waits = [self._look(watched) for watched in tuple(self._watched.values())]
-            if not self._watched:
-                self._any.clear()
-            await asyncio.sleep(min(waits, default=LOOK))
-
-    def _look(self, watched: _Watched) -> float:
-        """Start looking elsewhere if it is time; seconds until the next look."""
-        stats = watched.core.stats()
-        sent, received = stats["sent_packets"], stats["received_packets"]
-        now = self._loop.time()
-        if received != watched.received:
-            watched.unanswered_since = None
-        elif sent != watched.sent and watched.unanswered_since is None:
-            watched.unanswered_since = now
-        watched.sent, watched.received = sent, received
-        if watched.unanswered_since is None:
-            return LOOK
-        paths = watched.core.paths()
-        for path in paths:
-            if path.method != "relayed":
-                watched.places[from_core(*path.remote)] = None
-        patience = SILENCE + SILENCE_ROUND_TRIPS * max((path.rtt for path in paths), default=0.0)
-        left = watched.unanswered_since + patience - now
-        if left > 0:
-            return min(left, LOOK)
-        if watched.task is None or watched.task.done():
-            watched.task = asyncio.create_task(
-                self._look_elsewhere(watched), name=f"anyreach-fallback {watched.core.id}"
-            )
-        return LOOK
-
-    async def _look_elsewhere(self, watched: _Watched) -> None:
+    async def _look_elsewhere(
+        self, core: _core.Connection, places: Collection[SocketAddress]
+    ) -> None:
         """Try all ways at once; the first that answers carries on.
 
         Tunnels may have fallen silent with the connection, at either end: to see to them is all
@@ -145,31 +112,29 @@ class Fallback:
         for tunnel in self._tunnels:
             if tunnel.up:
                 tunnel.core.probe()
-        if not watched.core.outbound:
+        if not core.outbound:
             await asyncio.sleep(PATIENCE)
             return
-        ways = list(dict.fromkeys(self._ways(watched)))[:MAX_RELAYED_WAYS]
+        ways = list(dict.fromkeys(self._ways(core, places)))[:MAX_RELAYED_WAYS]
         if ways:
-            logger.info("nothing comes from %s: trying other ways", PeerId(watched.core.peer_id))
+            logger.info("nothing comes from %s: trying other ways", PeerId(core.peer_id))
             async with asyncio.TaskGroup() as tasks:
                 for way in ways:
-                    tasks.create_task(self._open(watched.core, way))
+                    tasks.create_task(self._open(core, way))
 
-    def _ways(self, watched: _Watched) -> Iterator[Way]:
+    def _ways(self, core: _core.Connection, places: Collection[SocketAddress]) -> Iterator[Way]:
         """Through tunnels of our own, which may have found a carrier, and at the peer's relays."""
-        reach = watched.core.reach
+        reach = core.reach
         bound = [
             Way(from_core(*address), relay=PeerId(relay))
             for relay, addresses in (() if reach is None else reach[1])
             for address in addresses
         ]
-        places = [*watched.places] or ([] if reach is None else [from_core(*a) for a in reach[0]])
+        places = list(places) or ([] if reach is None else [from_core(*a) for a in reach[0]])
         tunnels = [tunnel for tunnel in self._tunnels if tunnel.up]
-        taken = {
-            (path.remote, path.via if path.tunnelled else None) for path in watched.core.paths()
-        }
+        taken = {(path.remote, path.via if path.tunnelled else None) for path in core.paths()}
         for tunnel in tunnels:
-            if tunnel.relay is not None and tunnel.relay.raw == watched.core.peer_id:
+            if tunnel.relay is not None and tunnel.relay.raw == core.peer_id:
                 yield from (_through(tunnel, address, None) for address in tunnel.node)
         for way in bound:
             yield from (_through(tunnel, way.address, way.relay) for tunnel in tunnels)

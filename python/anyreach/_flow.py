@@ -310,6 +310,10 @@ class Flow:
         if upgrades is not None and connection.outbound:
             upgrades.begin(connection, self.direct_addresses, self.relayed_ways)
             await upgrades.grace(connection)
+            if self._primed:
+                # Not dialed so far; by now the peer has opened its NAT, if it can at all. What it
+                # has had its router open nothing but a dial finds.
+                upgrades.begin(connection, self._primed, self.relayed_ways)
 
     def _advance(self) -> float | None:
         """Start what is due; the loop time at which more is, ``None`` if only events matter."""

@@ -111,16 +111,17 @@ class Improving:
         """What runs as long as the node, and how it is called."""
         yield self._probe.run(), "anyreach-nat-probe"
         yield self._ranking.run(), "anyreach-ranking"
-        yield self._fallback.run(), "anyreach-fallback"
         yield self._lookout.run(), "anyreach-lookout"
 
     # What happens
 
     def handle(self, event: tuple[Any, ...]) -> bool:
-        """Take in an event of the core, if it is one of NAT traversal."""
+        """Take in an event of the core, if it is one of NAT traversal or of silence."""
         match event:
             case ("candidates" | "nat", core):
                 self._punching.news(core)
+            case ("silent", core):
+                self._fallback.silent(core)
             case ("round", core, number):
                 self._punching.round(core, number)
             case ("opened", core, ip, port):
@@ -140,7 +141,6 @@ class Improving:
     def entered(self, core: _core.Connection) -> None:
         """There is a connection."""
         self._punching.begin(core)
-        self._fallback.entered(core)
         self._probe.wake()  # it may lend a tunnel
 
     def reach_changed(self, core: _core.Connection) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from anyreach._fallback import LOOK, PATIENCE, SILENCE, Fallback
+from anyreach._fallback import MAX_PLACES, PATIENCE, Fallback
 from anyreach._proving import Contacts
 from anyreach._tunnels import Tunnel
 from anyreach.peer import PeerId
@@ -46,39 +46,24 @@ class Rig:
             contacts=Contacts(),
             enabled=self.enabled,
         )
-        self.running = asyncio.create_task(self.fallback.run())
-        self.fallback.entered(self.connection.core())
 
-    async def sends(self, seconds: float, *, answered: bool) -> None:
-        """The connection sends for so long, and gets answers or not."""
+    async def silent(self, seconds: float = 0.1) -> None:
+        """Nothing is answered for so long, which the core says every second."""
         until = asyncio.get_running_loop().time() + seconds
-        while asyncio.get_running_loop().time() < until:
-            self.connection.sent_packets += 1
-            self.connection.received_packets += answered
-            await asyncio.sleep(0.1)
+        while (left := until - asyncio.get_running_loop().time()) > 0:
+            self.fallback.silent(self.connection.core())
+            await asyncio.sleep(min(left, 1.0))
 
     async def end(self) -> None:
-        tasks = [*self.fallback.abandon(), self.running]
-        self.running.cancel()
-        await asyncio.wait(tasks)
-
-
-@in_virtual_time
-async def test_while_answers_come_nothing_is_done() -> None:
-    rig = Rig()
-    await rig.sends(20, answered=True)
-    await asyncio.sleep(1000)  # idle is not silent
-    assert rig.endpoint.paths == []
-    assert rig.tunnel.probed == 0
-    await rig.end()
+        if tasks := self.fallback.abandon():
+            await asyncio.wait(tasks)
 
 
 @in_virtual_time
 async def test_a_silent_peer_is_looked_for_through_tunnels_and_at_its_relays() -> None:
     rig = Rig()
     rig.connection.reach = ([], [(OTHER.raw, [BOUND])])
-    await rig.sends(2, answered=True)
-    await rig.sends(SILENCE + 0.16 + 3 * LOOK, answered=False)
+    await rig.silent()
     assert {(p.address, p.via, p.relayed, p.standby) for p in rig.endpoint.paths} == {
         ("203.0.113.11 5000", rig.tunnel, True, True),
         ("203.0.113.11 5000", None, True, True),
@@ -89,21 +74,31 @@ async def test_a_silent_peer_is_looked_for_through_tunnels_and_at_its_relays() -
     # Again, once all have failed.
     for path in rig.endpoint.paths:
         path.attempt.fail("handshake-timeout")
-    await rig.sends(2 * LOOK, answered=False)
+    await settle()
+    await rig.silent()
     assert len(rig.endpoint.paths) == 6
+    assert rig.tunnel.probed == 2
+    # And not while that goes on.
     rig.endpoint.paths[3].attempt.outcome.set_result(1)
-    await rig.sends(10, answered=True)
+    await rig.silent(5)
     assert len(rig.endpoint.paths) == 6
     await rig.end()
 
 
 @in_virtual_time
-async def test_no_look_is_waited_for_once_the_silence_has_lasted() -> None:
-    rig = Rig()
-    await rig.sends(2, answered=True)
-    # Noticed by the next look; there is no other one when patience ends, 0.16 s past the second.
-    await rig.sends(LOOK + SILENCE + 0.16 + 0.1, answered=False)
-    assert rig.endpoint.paths
+async def test_a_peer_that_moves_is_looked_for_where_it_was_last() -> None:
+    rig = Rig(endpoint=FakeEndpoint())
+    for port in range(1, 3 * MAX_PLACES):
+        rig.connection.route = [FakePath(0, ("198.51.100.10", 9000 + port), rtt=0.04)]
+        await rig.silent()
+    for path in rig.endpoint.paths:
+        path.attempt.fail("handshake-timeout")
+    await settle()
+    tried = len(rig.endpoint.paths)
+    await rig.silent()
+    again = {path.address for path in rig.endpoint.paths[tried:]}
+    assert 1 <= len(again) <= MAX_PLACES
+    assert "198.51.100.10 9001" not in again
     await rig.end()
 
 
@@ -111,7 +106,7 @@ async def test_no_look_is_waited_for_once_the_silence_has_lasted() -> None:
 async def test_a_relay_is_reached_by_its_own_tunnel() -> None:
     rig = Rig()
     rig.connection.peer_id = RELAY.raw
-    await rig.sends(5, answered=False)
+    await rig.silent(5)
     assert ("203.0.113.11 443", rig.tunnel) in {(p.address, p.via) for p in rig.endpoint.paths}
     await rig.end()
 
@@ -119,7 +114,7 @@ async def test_a_relay_is_reached_by_its_own_tunnel() -> None:
 @in_virtual_time
 async def test_the_side_that_was_dialed_sees_to_its_tunnels() -> None:
     rig = Rig(outbound=False)
-    await rig.sends(SILENCE + 2 * PATIENCE, answered=False)
+    await rig.silent(1 + 2 * PATIENCE)
     assert rig.endpoint.paths == []
     assert 1 <= rig.tunnel.probed <= 3
     await rig.end()
@@ -135,8 +130,8 @@ async def test_where_there_is_no_way(why: str) -> None:
         case "down":
             rig.tunnel.state = "down"
         case "ended":
-            rig.fallback.ended(7)
-    await rig.sends(10, answered=False)
+            rig.connection.close_reason = ("closed", 0, "")
+    await rig.silent(10)
     assert rig.endpoint.paths == []
     await rig.end()
 
@@ -145,7 +140,7 @@ async def test_where_there_is_no_way(why: str) -> None:
 async def test_nothing_is_left_at_the_end() -> None:
     before = asyncio.all_tasks()
     rig = Rig()
-    await rig.sends(5, answered=False)
+    await rig.silent(5)
     assert rig.endpoint.paths
     rig.fallback.ended(7)
     await settle()

@@ -615,6 +615,9 @@ impl Inner {
                 let silent = silent.map(|silent| silent.as_secs_f64());
                 ("path", connection, reason, silent).into_pyobject(py)
             }
+            Event::Silent { connection } => {
+                ("silent", self.connections.wrap(connection)).into_pyobject(py)
+            }
             Event::Reach { connection } => {
                 ("reach", self.connections.wrap(connection)).into_pyobject(py)
             }

@@ -61,6 +61,12 @@ pub enum Event {
         /// After a failover: how long the path that is gone had been silent.
         silent: Option<Duration>,
     },
+    /// Nothing that was sent is answered, on any path: another way to the peer is wanted. Told again
+    /// every second while it is so.
+    Silent {
+        /// Which connection.
+        connection: Connection,
+    },
     /// The peer said how it can be reached; see [`Connection::reach`]. Several announcements may be
     /// told as one.
     Reach {
@@ -179,6 +185,7 @@ struct State {
     held: VecDeque<Connection>,
     paths: HashMap<ConnectionKey, (WeakConnection, &'static str, Option<Duration>)>,
     observed: HashMap<(ConnectionKey, u32), (WeakConnection, SocketAddr, Duration)>,
+    silent: HashMap<ConnectionKey, WeakConnection>,
     reach: HashMap<ConnectionKey, WeakConnection>,
     candidates: HashMap<ConnectionKey, WeakConnection>,
     rounds: HashMap<ConnectionKey, (WeakConnection, u64)>,
@@ -229,6 +236,7 @@ impl Journal {
         self.change(|state| {
             state.paths.remove(&key);
             state.observed.retain(|(of, _), _| *of != key);
+            state.silent.remove(&key);
             state.reach.remove(&key);
             state.candidates.remove(&key);
             state.rounds.remove(&key);
@@ -338,6 +346,13 @@ impl Journal {
         });
     }
 
+    pub(crate) fn silent(&self, connection: &Connection) {
+        let (key, weak) = (connection.id(), connection.downgrade());
+        self.change(|state| {
+            state.silent.insert(key, weak);
+        });
+    }
+
     pub(crate) fn nat(&self, connection: &Connection) {
         let (key, weak) = (connection.id(), connection.downgrade());
         self.change(|state| {
@@ -425,6 +440,10 @@ impl State {
                         after,
                     })
                 });
+        let silent = self.silent.drain().filter_map(|(_, weak)| {
+            let connection = weak.upgrade()?;
+            Some(Event::Silent { connection })
+        });
         let reach = self.reach.drain().filter_map(|(_, weak)| {
             let connection = weak.upgrade()?;
             Some(Event::Reach { connection })
@@ -485,6 +504,7 @@ impl State {
             .chain(opened)
             .chain(nat)
             .chain(paths)
+            .chain(silent)
             .chain(observed)
             .chain(sought)
             .chain(prepare)

@@ -83,6 +83,11 @@ impl<'a> News<'a> {
         self.paths_changed("failover");
     }
 
+    /// Nothing is answered by any path. Told at once, at the pace of the steward.
+    pub(super) fn lost(&mut self) {
+        self.endpoint.0.journal.silent(self.connection);
+    }
+
     /// Of several changes told as one, the one that matters most gives its name.
     fn paths_changed(&mut self, reason: &'static str) {
         self.paths = Some(match self.paths {

@@ -16,13 +16,10 @@ use crate::{
     Connection,
     paths::{
         choice::{Candidate, choose},
-        health::{LOOK, Sample},
+        health::Sample,
         vigil::Vigil,
     },
 };
-
-/// Between two looks at an only path, which is watched for a change of its address alone.
-const LOOK_ALONE: Duration = Duration::from_secs(1);
 
 /// Without any packet for so long the steward sleeps until the next one.
 const REST: Duration = Duration::from_secs(1);
@@ -63,9 +60,8 @@ impl<'a> Steward<'a> {
     }
 
     async fn due(&self) {
-        let several = self.vigil.len() > 1;
-        let interval = if several { LOOK } else { LOOK_ALONE };
-        let awake = self.vigil.busy().elapsed() < REST || (several && self.vigil.is_owed());
+        let awake = self.vigil.busy().elapsed() < REST || self.vigil.is_owed();
+        let interval = self.vigil.interval();
         let look = self.vigil.looked().map(|looked| looked + interval);
         let due = look.filter(|_| awake);
         match due.into_iter().chain(self.vigil.hush_due()).min() {
@@ -90,6 +86,9 @@ impl<'a> Steward<'a> {
                 // Fails for a path that was closed just now.
                 let _ = path.ping();
             }
+        }
+        if orders.lost {
+            news.lost();
         }
         for id in orders.stale {
             self.connection.path_stale(PathId::from(id));

@@ -25,6 +25,11 @@ const ECHO_DELAY: Duration = Duration::from_millis(70);
 /// Between two looks at several paths: what is added to the time a dead one is noticed in.
 pub(crate) const LOOK: Duration = Duration::from_millis(10);
 
+/// Silence of a path there is no other than, from which on one is looked for: anything shorter is
+/// more often a peer that is busy than a way that is cut.
+const LOST_FLOOR: Duration = Duration::from_millis(500);
+const LOST_RTTS: u32 = 4;
+
 /// The path is asked when a round trip and the delay of its answer have passed in silence, at least
 /// this long after what was sent.
 const FIRST_PING_FLOOR: Duration = Duration::from_millis(50);
@@ -223,6 +228,20 @@ impl Pulse {
     /// Silence that means something.
     pub(crate) fn patience(&self) -> Duration {
         SILENCE_FLOOR.max(self.last.rtt * SILENCE_RTTS)
+    }
+
+    /// Whether it has been asked in vain for so long that there had better be another.
+    pub(crate) fn is_lost(&self, now: Instant) -> bool {
+        let patience = LOST_FLOOR.max(self.last.rtt * LOST_RTTS);
+        self.asked.is_some()
+            && self
+                .unanswered
+                .is_some_and(|since| now.saturating_duration_since(since) >= patience)
+    }
+
+    /// Whether it was asked as often as it takes.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.is_some()
     }
 
     /// Whether it has been silent for longer than that by so much.

@@ -18,13 +18,20 @@ use std::{
 
 use super::{
     floor::Floor,
-    health::{Health, Pulse, Sample},
+    health::{Health, LOOK, Pulse, Sample},
 };
 use crate::throttle::{Pace, Throttle};
 
 /// A look that comes later than this says nothing about the time before: we were not served, and so
 /// neither were our packets.
-const LATE: Duration = Duration::from_millis(60);
+const LATE: Duration = Duration::from_millis(50);
+
+/// Between two looks at an only path, than which there may have to be another: a fifth of the silence
+/// that takes.
+const LOOK_ALONE: Duration = Duration::from_millis(100);
+
+/// Between two times it is said that no path answers: new ways are tried again.
+const LOST_AGAIN: Duration = Duration::from_secs(1);
 
 /// The current path has been silent for so long when something comes by another one unasked: then the
 /// other side is looking for a path, and so do we.
@@ -58,6 +65,10 @@ const ONE_OUTAGE: Duration = Duration::from_secs(10);
 pub(crate) struct Vigil {
     watched: BTreeMap<u32, Watched>,
     looked: Option<Instant>,
+    /// How long after that the next look should come.
+    expected: Duration,
+    /// When all paths were last said to be lost.
+    lost: Option<Instant>,
     /// When anything was last seen to happen.
     busy: Instant,
     /// A silent path was heard again with the last samples: so it was not the path, and the others
@@ -92,6 +103,9 @@ pub(crate) struct Orders {
     pub(crate) ping: Vec<u32>,
     /// What was received by these is not to be acknowledged any more, until something comes again.
     pub(crate) stale: Vec<u32>,
+    /// Nothing is answered by any path, and another one is to be looked for. Said again from time to
+    /// time.
+    pub(crate) lost: bool,
 }
 
 impl Vigil {
@@ -99,15 +113,13 @@ impl Vigil {
         Self {
             watched: BTreeMap::new(),
             looked: None,
+            expected: Duration::ZERO,
+            lost: None,
             busy: now,
             revived: false,
             leads,
             echoes: Throttle::new(ECHO_PACE, now),
         }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.watched.len()
     }
 
     /// When it last looked.
@@ -118,6 +130,14 @@ impl Vigil {
     /// When anything was last seen to happen.
     pub(crate) fn busy(&self) -> Instant {
         self.busy
+    }
+
+    /// How long until the next look, if there is anything to look at.
+    pub(crate) fn interval(&self) -> Duration {
+        match self.watched.len() {
+            0 | 1 => LOOK_ALONE,
+            _ => LOOK,
+        }
     }
 
     /// Whether any path owes an answer.
@@ -181,9 +201,10 @@ impl Vigil {
 
     /// After the samples of all paths: what is to be done. `current` is the path data goes by.
     pub(crate) fn look(&mut self, now: Instant, current: Option<u32>) -> Orders {
+        let expected = std::mem::replace(&mut self.expected, Duration::ZERO);
         let late = self
             .looked
-            .is_none_or(|looked| now.saturating_duration_since(looked) > LATE);
+            .is_none_or(|looked| now.saturating_duration_since(looked) > expected + LATE);
         self.looked = Some(now);
         let revived = std::mem::take(&mut self.revived);
         if late {
@@ -195,12 +216,13 @@ impl Vigil {
         self.hush(now, &mut orders);
         if self.watched.len() > 1 {
             self.unasked(now, current, &mut orders);
-            let silent = self.question(now, &mut orders);
-            self.distrust(&silent);
-            if self.would_be_lost(now, current, &orders.close) {
-                orders.close.clear();
-            }
         }
+        let silent = self.question(now, &mut orders);
+        self.distrust(&silent);
+        if self.would_be_lost(now, current, &orders.close) {
+            orders.close.clear();
+        }
+        orders.lost = self.all_lost(now);
         if !orders.close.is_empty() {
             orders.ping.clear();
             orders.stale.clear();
@@ -212,7 +234,24 @@ impl Vigil {
                 path.pulse.pinged(now);
             }
         }
+        self.expected = self.interval();
         orders
+    }
+
+    /// Whether it is time to say that no path answers.
+    fn all_lost(&mut self, now: Instant) -> bool {
+        let lost =
+            !self.watched.is_empty() && self.watched.values().all(|path| path.pulse.is_lost(now));
+        if !lost {
+            self.lost = None;
+            return false;
+        }
+        let again = |said: Instant| now.saturating_duration_since(said) >= LOST_AGAIN;
+        let tell = self.lost.is_none_or(again);
+        if tell {
+            self.lost = Some(now);
+        }
+        tell
     }
 
     /// When to look because a flow of data may have ceased.
@@ -322,9 +361,11 @@ impl Vigil {
                 _ => is_alone,
             };
             // One must be left, however hopeless.
+            // One alone the engine asks often enough by itself, once it is known to be silent.
+            let enough = self.watched.len() == 1 && path.pulse.is_asked();
             if dead && orders.close.len() + 1 < self.watched.len() {
                 orders.close.push(*id);
-            } else if path.pulse.ping_is_due(now) && !orders.ping.contains(id) {
+            } else if path.pulse.ping_is_due(now) && !enough && !orders.ping.contains(id) {
                 orders.ping.push(*id);
             }
         }
