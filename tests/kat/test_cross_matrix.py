@@ -4,7 +4,7 @@ import itertools
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from .implementations import Anyreach, Cryptography, Kem, KyberPy, Liboqs, liboqs_missing
