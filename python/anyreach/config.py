@@ -145,7 +145,7 @@ class P2pConfig:
 
     birthday: bool = True
     """Try many ports at once where a NAT draws them at random and there is no other way: up to 256
-    sockets on one side and 1,024 packets from the other, for some seconds."""
+    sockets on one side and 1,400 packets from the other, for some seconds."""
 
     birthday_attempts: int = 4
     """Times an hour that is done for one peer at most, 0 to 60.

@@ -33,7 +33,7 @@ _WAYS: Final = {
     Cheapest.DIRECT: "one end dials",
     Cheapest.SIMULTANEOUS: "simultaneous punching",
     Cheapest.PREDICTION: "port prediction",
-    Cheapest.BIRTHDAY: "birthday: 256 sockets, up to 1,024 ports",
+    Cheapest.BIRTHDAY: "birthday: 256 sockets, up to 1,400 ports",
     Cheapest.TCP: "TCP to the public end itself",
     Cheapest.UDP_RELAY: "a relay",
     Cheapest.TCP_RELAY: "a relay, by TCP or through a proxy",

@@ -6,7 +6,45 @@ use std::net::SocketAddr;
 pub use anyreach_wire::control::PrepareMethod;
 use anyreach_wire::control::{Prepare, Prepared};
 
-use crate::reach::{addresses_from_wire, addresses_to_wire};
+use anyreach_wire::opener::OPENER_LEN;
+
+use crate::{
+    openers::{MAX_POOL, MAX_SPRAY},
+    reach::{addresses_from_wire, addresses_to_wire},
+};
+
+/// How often each socket of a pool sends while it is open.
+const VOLLEYS: usize = 3;
+
+/// What who asks for openers, or announces them, sends the other end for them: a third of their
+/// bytes, so that they are paid for on a connection that has carried nothing yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Pay {
+    /// Bytes before the message itself: what is asked for happens all at once.
+    pub(crate) before: u16,
+    /// Bytes behind it: what is asked for takes a while, and should begin.
+    pub(crate) behind: u16,
+}
+
+impl Pay {
+    /// For an answer that says that such a step was taken: the asker sends now as well.
+    pub(crate) fn to_answer(method: PrepareMethod) -> Self {
+        let openers = match method {
+            PrepareMethod::Pool => MAX_SPRAY,
+            PrepareMethod::Spray => MAX_POOL * VOLLEYS,
+            PrepareMethod::Predict | PrepareMethod::Other(_) => 0,
+        };
+        Self {
+            before: 0,
+            behind: price(openers),
+        }
+    }
+}
+
+/// Bytes to send for so many openers to be allowed.
+fn price(openers: usize) -> u16 {
+    u16::try_from((openers * OPENER_LEN).div_ceil(3)).unwrap_or(u16::MAX)
+}
 
 /// A step of a punch that one end asks of the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +64,22 @@ impl Step {
             method: prepare.method,
             addresses: addresses_from_wire(&prepare.addresses),
             count: prepare.count,
+        }
+    }
+
+    /// What to pay when asking for it.
+    pub(crate) fn pay(&self) -> Pay {
+        let count = usize::from(self.count);
+        match self.method {
+            PrepareMethod::Pool => Pay {
+                before: price(count.min(MAX_POOL) * VOLLEYS),
+                behind: 0,
+            },
+            PrepareMethod::Spray => Pay {
+                before: 0,
+                behind: price(count.min(MAX_SPRAY)),
+            },
+            PrepareMethod::Predict | PrepareMethod::Other(_) => Pay::default(),
         }
     }
 

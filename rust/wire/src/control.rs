@@ -87,6 +87,9 @@ pub enum Message {
     Prepare(Prepare),
     /// The answer to [`Prepare`](Message::Prepare).
     Prepared(Prepared),
+    /// So many bytes that say nothing. A node sends a peer's addresses three bytes for each byte the
+    /// peer has sent, and who asks for more pays first.
+    Filler(u16),
     /// A kind this version does not know, from a later one. To be ignored.
     Unknown(u64),
 }
@@ -202,6 +205,8 @@ pub enum Field {
     Done = 20,
     /// [`Reach::load`].
     Load = 21,
+    /// [`Message::Filler`].
+    Filler = 22,
 }
 
 impl std::fmt::Display for Field {
@@ -229,6 +234,7 @@ impl std::fmt::Display for Field {
             Self::Count => "count",
             Self::Done => "done",
             Self::Load => "load",
+            Self::Filler => "filler",
         })
     }
 }

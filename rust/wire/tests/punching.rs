@@ -65,6 +65,12 @@ fn the_encoding_is_as_documented() {
     let mut expected = vec![0xa4, 0, 9, 9, 5, 20, 0xf5, 18, 0x81];
     expected.extend(address);
     assert_eq!(control::encode(&prepared)[1..], expected);
+
+    let expected = [0xa2, 0, 10, 22, 0x43, 0, 0, 0];
+    assert_eq!(control::encode(&Message::Filler(3))[1..], expected);
+    assert_eq!(decode(&[0xa1, 0, 10]), Ok(Message::Filler(0)));
+    let wrong = ControlError::WrongType(Field::Filler);
+    assert_eq!(decode(&[0xa2, 0, 10, 22, 3]), Err(wrong));
 }
 
 #[test]
@@ -248,7 +254,8 @@ fn any_notice() -> impl Strategy<Value = Message> {
             addresses,
         })
     });
-    prop_oneof![nat, prepare, prepared]
+    let filler = (0..20_000_u16).prop_map(Message::Filler);
+    prop_oneof![nat, prepare, prepared, filler]
 }
 
 proptest! {

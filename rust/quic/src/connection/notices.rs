@@ -9,7 +9,7 @@ use crate::{
     PeerId,
     control::Notices,
     reach::{FindError, Found, Reach, sayable},
-    steps::{Step, StepResult},
+    steps::{Pay, Step, StepResult},
 };
 
 impl Connection {
@@ -54,15 +54,21 @@ impl Connection {
     /// the peer gives one, comes as [`Event::Prepared`](crate::Event::Prepared) with that number.
     pub fn prepare(&self, step: &Step) -> u64 {
         let request = self.notices().steps.ask();
-        self.notices().outbox.prepare(step.to_wire(request));
+        let outbox = &self.notices().outbox;
+        outbox.prepare(step.to_wire(request), step.pay());
         request
     }
 
     /// Answers a step the peer has asked for by [`Event::Prepare`](crate::Event::Prepare). Each is
     /// answered once; one that was not asked, or is long forgotten, not at all.
     pub fn prepared(&self, request: u64, result: &StepResult) {
-        if self.notices().steps.answer(request) {
-            self.notices().outbox.prepared(result.to_wire(request));
+        if let Some(method) = self.notices().steps.answer(request) {
+            let pay = match result.done {
+                true => Pay::to_answer(method),
+                false => Pay::default(),
+            };
+            let outbox = &self.notices().outbox;
+            outbox.prepared(result.to_wire(request), pay);
         }
     }
 

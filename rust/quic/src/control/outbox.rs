@@ -10,6 +10,7 @@ use anyreach_wire::control::{Find, Found, Message, Nat, Prepare, Prepared, Reach
 use tokio::sync::Notify;
 
 use super::steps::MAX_OPEN_STEPS;
+use crate::steps::Pay;
 
 /// Answers waiting for the peer to take them. While there are as many, its questions are not read:
 /// whoever asks must listen.
@@ -43,6 +44,16 @@ struct State {
     prepare: VecDeque<Prepare>,
     /// Answers to steps the peer has asked for.
     prepared: VecDeque<Prepared>,
+    /// Bytes to send before and behind these, to pay for what they ask for.
+    pay: Pay,
+}
+
+impl State {
+    /// Of several not sent yet the largest will do.
+    fn pay(&mut self, pay: Pay) {
+        self.pay.before = self.pay.before.max(pay.before);
+        self.pay.behind = self.pay.behind.max(pay.behind);
+    }
 }
 
 impl Outbox {
@@ -78,9 +89,11 @@ impl Outbox {
     }
 
     /// Asks for a step. Of more than a peer keeps up with, the latest count.
-    pub(crate) fn prepare(&self, prepare: Prepare) {
+    pub(crate) fn prepare(&self, prepare: Prepare, pay: Pay) {
         {
-            let queue = &mut self.lock().prepare;
+            let state = &mut *self.lock();
+            state.pay(pay);
+            let queue = &mut state.prepare;
             if queue.len() >= MAX_OPEN_STEPS {
                 queue.pop_front();
             }
@@ -90,9 +103,11 @@ impl Outbox {
     }
 
     /// Says that a step is done, or will not be.
-    pub(crate) fn prepared(&self, prepared: Prepared) {
+    pub(crate) fn prepared(&self, prepared: Prepared, pay: Pay) {
         {
-            let queue = &mut self.lock().prepared;
+            let state = &mut *self.lock();
+            state.pay(pay);
+            let queue = &mut state.prepared;
             if queue.len() >= MAX_OPEN_STEPS {
                 queue.pop_front();
             }
@@ -165,12 +180,20 @@ impl Outbox {
         if let Some(reach) = state.reach.take() {
             return Some(Message::Reach(reach));
         }
+        let before = std::mem::take(&mut state.pay.before);
+        if before > 0 {
+            return Some(Message::Filler(before));
+        }
         // A punch is a matter of milliseconds at both ends.
         if let Some(prepared) = state.prepared.pop_front() {
             return Some(Message::Prepared(prepared));
         }
         if let Some(prepare) = state.prepare.pop_front() {
             return Some(Message::Prepare(prepare));
+        }
+        let behind = std::mem::take(&mut state.pay.behind);
+        if behind > 0 {
+            return Some(Message::Filler(behind));
         }
         if let Some(nat) = state.nat.take() {
             return Some(Message::Nat(nat));

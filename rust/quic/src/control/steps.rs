@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyreach_wire::control::{Prepare, Prepared};
+use anyreach_wire::control::{Prepare, PrepareMethod, Prepared};
 
 use crate::throttle::{Pace, Throttle};
 
@@ -30,8 +30,8 @@ struct State {
     last_request: u64,
     /// Asked of the peer.
     asked: VecDeque<u64>,
-    /// Asked by the peer.
-    owed: VecDeque<u64>,
+    /// Asked by the peer, and what.
+    owed: VecDeque<(u64, PrepareMethod)>,
     pace: Throttle,
 }
 
@@ -61,39 +61,37 @@ impl Steps {
 
     /// Whether an answer of the peer belongs to a question of ours; the first one counts.
     pub(crate) fn answered(&self, prepared: &Prepared) -> bool {
-        forget(&mut self.lock().asked, prepared.request)
+        forget(&mut self.lock().asked, |asked| *asked == prepared.request).is_some()
     }
 
     /// Whether a question of the peer is to be considered at all. One that is repeated while it is
     /// open is not.
     pub(crate) fn asked(&self, prepare: &Prepare, now: Instant) -> bool {
         let mut state = self.lock();
-        if state.owed.contains(&prepare.request) || state.pace.take(now).is_err() {
+        let mut owed = state.owed.iter();
+        if owed.any(|(owed, _)| *owed == prepare.request) || state.pace.take(now).is_err() {
             return false;
         }
-        remember(&mut state.owed, prepare.request);
+        remember(&mut state.owed, (prepare.request, prepare.method));
         true
     }
 
-    /// Whether the peer waits for this answer; it is given once.
-    pub(crate) fn answer(&self, request: u64) -> bool {
-        forget(&mut self.lock().owed, request)
+    /// What the peer has asked, if it waits for this answer; it is given once.
+    pub(crate) fn answer(&self, request: u64) -> Option<PrepareMethod> {
+        let (_, method) = forget(&mut self.lock().owed, |(owed, _)| *owed == request)?;
+        Some(method)
     }
 }
 
-fn remember(open: &mut VecDeque<u64>, request: u64) {
+fn remember<T>(open: &mut VecDeque<T>, request: T) {
     if open.len() >= MAX_OPEN_STEPS {
         open.pop_front();
     }
     open.push_back(request);
 }
 
-fn forget(open: &mut VecDeque<u64>, request: u64) -> bool {
-    let Some(at) = open.iter().position(|known| *known == request) else {
-        return false;
-    };
-    open.remove(at);
-    true
+fn forget<T>(open: &mut VecDeque<T>, is_it: impl Fn(&T) -> bool) -> Option<T> {
+    open.remove(open.iter().position(is_it)?)
 }
 
 #[cfg(test)]
@@ -135,12 +133,12 @@ mod tests {
             assert!(steps.asked(&prepare(request), start));
         }
         assert!(!steps.asked(&prepare(100), start));
-        assert!(!steps.answer(100));
+        assert_eq!(steps.answer(100), None);
         let later = start + STEP_PACE.period;
         assert!(!steps.asked(&prepare(0), later), "still open");
         assert!(steps.asked(&prepare(101), later));
         assert!(!steps.asked(&prepare(102), later));
-        assert!(steps.answer(0));
-        assert!(!steps.answer(0));
+        assert!(steps.answer(0).is_some());
+        assert_eq!(steps.answer(0), None);
     }
 }

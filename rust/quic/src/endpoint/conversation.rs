@@ -95,6 +95,8 @@ impl<'a> Conversation<'a> {
                     news.prepared(&prepared);
                 }
             }
+            // Has paid by arriving.
+            Message::Filler(_) => {}
             // Hellos belong to the start. What later versions say is skipped by the reader.
             _ => self.broken(),
         }

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::line::{Line, Sending};
 use crate::connection::WeakConnection;
 
-/// Sockets of one pool: what a birthday attempt needs for 98 % with 1,024 ports, and a quarter of
+/// Sockets of one pool: what a birthday attempt needs for 99.6 % with 1,400 ports, and a quarter of
 /// the descriptors a process usually has. Two pools fit what one node may have
 /// ([`MAX_EXTRA_SOCKETS`](anyreach_net::mux::MAX_EXTRA_SOCKETS)).
 pub const MAX_POOL: usize = 256;

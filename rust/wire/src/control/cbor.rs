@@ -31,6 +31,7 @@ pub(super) fn encode(message: &Message) -> Vec<u8> {
         Message::Nat(nat) => punching::put_nat(&mut encoder, nat),
         Message::Prepare(prepare) => punching::put_prepare(&mut encoder, prepare),
         Message::Prepared(prepared) => punching::put_prepared(&mut encoder, prepared),
+        Message::Filler(bytes) => punching::put_filler(&mut encoder, *bytes),
         Message::Unknown(kind) => put_kind(&mut encoder, 1, *kind),
     }
     .expect("writing to a vector does not fail");
@@ -60,6 +61,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Message, ControlError> {
         punching::KIND_NAT => Message::Nat(punching::nat(&mut decoder, fields - 1)?),
         punching::KIND_PREPARE => Message::Prepare(punching::prepare(&mut decoder, fields - 1)?),
         punching::KIND_PREPARED => Message::Prepared(punching::prepared(&mut decoder, fields - 1)?),
+        punching::KIND_FILLER => Message::Filler(punching::filler(&mut decoder, fields - 1)?),
         unknown => {
             for _ in 1..fields {
                 skip(&mut decoder)?;

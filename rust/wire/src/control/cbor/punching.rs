@@ -1,4 +1,4 @@
-//! [`Nat`], [`Prepare`] and [`Prepared`] as CBOR. Addresses are written as in the other notices.
+//! [`Nat`], [`Prepare`], [`Prepared`] and filler as CBOR. Addresses are written as in the other notices.
 
 use minicbor::data::Type;
 use minicbor::decode::Decoder;
@@ -14,6 +14,7 @@ use crate::control::punching::{
 pub(super) const KIND_NAT: u64 = 7;
 pub(super) const KIND_PREPARE: u64 = 8;
 pub(super) const KIND_PREPARED: u64 = 9;
+pub(super) const KIND_FILLER: u64 = 10;
 
 pub(super) fn put_nat(out: &mut Out, nat: &Nat) -> Written {
     put_kind(out, 5, KIND_NAT)?;
@@ -49,7 +50,14 @@ pub(super) fn put_prepared(out: &mut Out, prepared: &Prepared) -> Written {
     put_addresses(out, &prepared.addresses, MAX_STEP_ADDRESSES)
 }
 
-/// The fields of the three messages, as far as they have come.
+pub(super) fn put_filler(out: &mut Out, bytes: u16) -> Written {
+    put_kind(out, 2, KIND_FILLER)?;
+    out.u8(Field::Filler as u8)?
+        .bytes(&vec![0; usize::from(bytes)])?
+        .ok()
+}
+
+/// The fields of the messages, as far as they have come.
 #[derive(Default)]
 struct Fields {
     mapping: Option<NatBehaviour>,
@@ -61,6 +69,7 @@ struct Fields {
     addresses: Option<Vec<Address>>,
     count: Option<u16>,
     done: Option<bool>,
+    filler: Option<u16>,
 }
 
 impl Fields {
@@ -114,9 +123,22 @@ impl Fields {
                 once(&mut self.count, count, field)
             }
             Field::Done => once(&mut self.done, boolean(decoder, field)?, field),
+            Field::Filler => once(&mut self.filler, length(decoder, field)?, field),
             // Fields of other messages, which none of these knows.
             _ => skip(decoder),
         }
+    }
+}
+
+/// How long a byte string is.
+fn length(decoder: &mut Decoder<'_>, field: Field) -> Result<u16, ControlError> {
+    match decoder.datatype().map_err(super::broken)? {
+        Type::Bytes => {
+            let bytes = decoder.bytes().map_err(super::broken)?;
+            u16::try_from(bytes.len()).map_err(|_| ControlError::OutOfLimits(field))
+        }
+        Type::BytesIndef => Err(ControlError::Malformed),
+        _ => Err(ControlError::WrongType(field)),
     }
 }
 
@@ -178,4 +200,9 @@ pub(super) fn prepared(decoder: &mut Decoder<'_>, count: u64) -> Result<Prepared
         done: fields.done.unwrap_or_default(),
         addresses: fields.addresses.unwrap_or_default(),
     })
+}
+
+pub(super) fn filler(decoder: &mut Decoder<'_>, count: u64) -> Result<u16, ControlError> {
+    let fields = Fields::read(decoder, count, &[Field::Filler])?;
+    Ok(fields.filler.unwrap_or_default())
 }
