@@ -135,7 +135,7 @@ class Trial:
 def patience(near: SiteKind, far: SiteKind) -> float:
     """Seconds after which a pair must be direct, where it can be.
 
-    One birthday attempt in sixty misses, and takes a second one (256 sockets, 1,400 ports).
+    One birthday attempt in 250 misses, and takes a second one (256 sockets, 1,400 ports).
     """
     return 50.0 if truth.cheapest(near, far) is Cheapest.BIRTHDAY else 10.0
 

@@ -118,3 +118,35 @@ impl StepResult {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(method: PrepareMethod, count: u16) -> Step {
+        Step {
+            method,
+            addresses: Vec::new(),
+            count,
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_paid_for() {
+        let three_for_one = |bytes: u16| 3 * usize::from(bytes) / OPENER_LEN;
+        let pool = step(PrepareMethod::Pool, 256).pay();
+        assert_eq!(three_for_one(pool.before), 256 * VOLLEYS);
+        let spray = step(PrepareMethod::Spray, 1400).pay();
+        assert_eq!((spray.before, three_for_one(spray.behind)), (0, 1400));
+        let answer = |method| three_for_one(Pay::to_answer(method).behind);
+        assert_eq!(answer(PrepareMethod::Pool), MAX_SPRAY);
+        assert_eq!(answer(PrepareMethod::Spray), MAX_POOL * VOLLEYS);
+        // Nobody is made to pay for more than anybody sends.
+        assert_eq!(
+            step(PrepareMethod::Spray, u16::MAX).pay(),
+            step(PrepareMethod::Spray, 2048).pay()
+        );
+        assert_eq!(step(PrepareMethod::Predict, 16).pay(), Pay::default());
+        assert_eq!(Pay::to_answer(PrepareMethod::Other(9)), Pay::default());
+    }
+}
