@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from typing import TYPE_CHECKING, get_args
 
@@ -27,7 +28,6 @@ from anyreach.rounds import (
 from anyreach.trickling import for_peer, for_round
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Callable
 
 ports = st.integers(FIRST_PORT, LAST_PORT)
@@ -66,14 +66,16 @@ class TestPorts:
         if len(samples) > 2 and 0 in others[1:]:
             assert found == step
 
-    @given(st.randoms(use_true_random=False))
-    def test_random_ports_are_rarely_taken_for_a_counter(self, dice: random.Random) -> None:
+    @given(st.integers(0, 2**64))
+    def test_random_ports_are_rarely_taken_for_a_counter(self, seed: int) -> None:
+        # Seeded: a search for bad luck finds it.
+        dice = random.Random(seed)
         wrong = sum(
             classify_ports([(0, dice.randint(FIRST_PORT, LAST_PORT)) for _ in range(4)])[0]
             != "random"
-            for _ in range(100)
+            for _ in range(1000)
         )
-        assert wrong <= 1
+        assert wrong <= 10
 
 
 class TestPrediction:
