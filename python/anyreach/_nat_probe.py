@@ -43,6 +43,9 @@ REFLECT_SECONDS: Final = 1.0
 FRESH_SAMPLES: Final = 3
 """New mappings made to see how ports are chosen: two gaps tell a counter from chance."""
 
+INWARD: Final = 3
+"""Packets through a relay to ourselves, half a round trip apart."""
+
 ONE_WAY_AND_BACK: Final = 2.5
 SETTLE: Final = 0.03
 """When it is known what became of packets to ourselves out of the relay, in round trips to the
@@ -193,9 +196,13 @@ class NatProbe:
     # Tunnels
 
     def _usable(self) -> list[Tunnel]:
-        """Tunnels that prove something, the shortest first: where UDP gets out."""
-        usable = [t for t in self._tunnels if t.up and t.carrier == "h3"]
+        """Tunnels that prove something, the shortest first: where UDP gets out to the relay, also
+        beside a tunnel that TCP happened to win."""
+        usable = [t for t in self._tunnels if t.up and (t.carrier == "h3" or self._is_seen_by(t))]
         return sorted(usable, key=lambda tunnel: tunnel.core.rtt or 0.0)
+
+    def _is_seen_by(self, tunnel: Tunnel) -> bool:
+        return any(r.observer == tunnel.relay for r in self._local.observed.observations())
 
     def _way(self, family: Family) -> SocketAddress | None:
         bound = (address for tunnel in self._usable() for address in tunnel.public)
@@ -299,7 +306,7 @@ class NatProbe:
         if tunnel.relay is None or self._contacts.knows(bound):
             return
         contacted = has_contacted(self._contacts, tunnel, seen.version)
-        back = await self._reflect(seen, 2 * self._patience(tunnel), via=tunnel)
+        back = await self._inward(tunnel, seen)
         if back is not None and self._contacts.knows(bound):
             return  # late, and maybe only let in because we have sent something there
         if tunnel.up:
@@ -313,6 +320,25 @@ class NatProbe:
                 )
             )
             self._changed()
+
+    async def _inward(self, tunnel: Tunnel, seen: SocketAddress) -> Reflected | None:
+        """The first of a few packets through the relay that comes in. A single one that got lost
+        would make a firewall of nothing; all are there before anything is sent out."""
+
+        async def after(seconds: float) -> Reflected | None:
+            await asyncio.sleep(seconds)
+            return await self._reflect(seen, 2 * self._patience(tunnel) - seconds, via=tunnel)
+
+        gap = self._rtt(tunnel) / 2
+        tries = [asyncio.create_task(after(number * gap)) for number in range(INWARD)]
+        try:
+            for done in asyncio.as_completed(tries):
+                if (back := await done) is not None:
+                    return back
+            return None
+        finally:
+            for task in tries:
+                task.cancel()
 
     async def _mapping(self, tunnel: Tunnel, bound: SocketAddress) -> None:
         """Where a packet from the node's own socket comes from, seen at another port."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from anyreach._nat_probe import AGAIN, FRESH_SAMPLES, HELD, NatProbe
+from anyreach._nat_probe import AGAIN, FRESH_SAMPLES, HELD, INWARD, NatProbe
 from anyreach._proving import Contacts
 from anyreach._tunnels import Tunnels
 from anyreach.addresses import IpMode, SocketAddress
@@ -181,7 +181,7 @@ async def test_what_lets_answers_in_is_sent_last() -> None:
     assert not rig.probe.idle.is_set()
     for number, packet in enumerate(fresh):
         packet.arrives(("203.0.113.10", 20_001 + number))
-    (*_, own) = await rig.sent(FRESH_SAMPLES + 2)
+    (*_, own) = await rig.sent(FRESH_SAMPLES + INWARD + 1)
     assert (own.address, own.fresh, own.via) == (BOUND, False, None)
     assert own.at - inward.at > 0.02  # that one is there by then
     own.arrives(("203.0.113.10", 20_004))
@@ -205,10 +205,23 @@ async def test_what_comes_in_late_may_have_been_let_in(late: bool) -> None:
     await rig.borrow()
     inward = inward_of(await rig.sent(FRESH_SAMPLES + 1))
     if late:
-        await rig.sent(FRESH_SAMPLES + 2)
+        await rig.sent(FRESH_SAMPLES + INWARD + 1)
     inward.arrives(("203.0.113.11", 5000))
     await asyncio.sleep(2)
     assert [probe.arrived for probe in rig.local.evidence.probes] == ([] if late else [True])
+    await rig.end()
+
+
+@in_virtual_time
+async def test_one_packet_that_is_lost_makes_no_firewall() -> None:
+    rig = Rig()
+    await rig.borrow()
+    lost = inward_of(await rig.sent(FRESH_SAMPLES + 1))
+    again = [p for p in await rig.sent(FRESH_SAMPLES + INWARD) if p.via is not None and p != lost]
+    assert len(again) == INWARD - 1
+    again[0].arrives(("203.0.113.11", 5000))
+    await asyncio.sleep(2)
+    assert [probe.arrived for probe in rig.local.evidence.probes] == [True]
     await rig.end()
 
 
@@ -305,9 +318,21 @@ async def test_nothing_is_tried_where_it_would_say_nothing(why: str) -> None:
         rig.knows("none", "endpoint-independent")
         tunnel.up(RELAY.raw, BOUND)
     else:
-        await rig.borrow("h2")
+        rig.probe.want()
+        (tunnel,) = await rig.endpoint.dug(1)
+        rig.local.observed.addresses = ()
+        tunnel.up(RELAY.raw, BOUND, carrier="h2")
     await asyncio.sleep(10)
     assert rig.endpoint.reflections == []
+    await rig.end()
+
+
+@in_virtual_time
+async def test_a_tunnel_that_tcp_won_will_do_where_udp_gets_out() -> None:
+    rig = Rig()
+    await rig.borrow("h2")
+    packets = await rig.sent(FRESH_SAMPLES + 1)
+    assert inward_of(packets).via is rig.endpoint.tunnels[0]
     await rig.end()
 
 
