@@ -1,5 +1,6 @@
 //! An established connection to a peer, as the rest of the program sees it.
 
+mod farewell;
 mod keep_alive;
 mod notices;
 mod openers;
@@ -242,6 +243,7 @@ impl Connection {
             code: code.into(),
             message: String::from_utf8_lossy(reason).into_owned(),
         });
+        self.closing();
         self.0.engine.close(VarInt::from_u32(code), reason);
     }
 

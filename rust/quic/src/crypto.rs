@@ -5,6 +5,7 @@ mod activity;
 mod finished;
 pub mod https;
 mod hushed;
+mod last_words;
 mod parameters;
 mod responses;
 mod retry;
@@ -15,6 +16,7 @@ mod token_key;
 
 pub(crate) use activity::Activity;
 pub(crate) use finished::ProvedKey;
+pub(crate) use last_words::Route;
 pub(crate) use session::HandshakeInfo;
 pub use session::SessionConfig;
 pub use tap::{PacketTap, TapFactory};

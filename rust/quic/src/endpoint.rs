@@ -327,6 +327,9 @@ impl Endpoint {
         self.0
             .close_patience
             .fetch_max(patience.as_millis() as u64, Ordering::Relaxed);
+        for connection in self.connections() {
+            connection.closing();
+        }
         self.0.engine.close(VarInt::from_u32(code), reason);
         self.0.arrivals.close();
         self.0.http_arrivals.close();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use super::{hushed::Hushed, responses::Responses};
+use super::{hushed::Hushed, last_words::LastWords, responses::Responses};
 
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
@@ -13,6 +13,8 @@ pub(crate) struct Activity {
     stirred: Notify,
     /// Paths about which nothing is acknowledged any more.
     pub(crate) hushed: Hushed,
+    /// What this side has closed the connection with.
+    pub(crate) last_words: LastWords,
     /// Responses to challenges the peer has paid for.
     pub(super) responses: Responses,
 }

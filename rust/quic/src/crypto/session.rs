@@ -23,6 +23,7 @@ use rustls::{
 use super::{
     activity::Activity,
     finished::{self, Finished},
+    last_words::OneRttHeader,
     parameters::fewer_connection_ids,
     retry,
     tap::{OneRttKey, PacketTap, TapFactory},
@@ -356,6 +357,10 @@ impl crypto::Session for Session {
             KeyChange::OneRtt { keys: new, next } => {
                 self.next_secrets = Some(next);
                 let mut new = keys(new.local, new.remote);
+                new.header.local = Box::new(OneRttHeader {
+                    key: new.header.local,
+                    activity: self.activity.clone(),
+                });
                 new.packet = KeyPair {
                     local: self.one_rtt(new.packet.local),
                     remote: self.one_rtt(new.packet.remote),

@@ -61,6 +61,7 @@ impl PacketKey for OneRttKey {
         if let Some(tap) = &self.tap {
             tap.sealing(path_id, packet, payload);
         }
+        self.activity.last_words.sealing(path_id, payload);
         self.key.encrypt(path_id, packet, buf, header_len);
         self.activity.stir();
     }
@@ -74,6 +75,7 @@ impl PacketKey for OneRttKey {
     ) -> Result<(), CryptoError> {
         self.key.decrypt(path_id, packet, header, payload)?;
         self.activity.hushed.heard(path_id);
+        self.activity.last_words.opened(payload);
         self.activity.stir();
         if let Some(tap) = &self.tap {
             tap.opened(path_id, packet, payload);

@@ -262,6 +262,7 @@ impl Endpoint {
         self.forget(&connection);
         let reason = connection.reason(&error);
         self.0.journal.disconnected(&connection, reason);
+        connection.repeat_farewell(&self.0.socket);
     }
 }
 

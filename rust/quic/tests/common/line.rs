@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -28,23 +28,34 @@ struct State {
     cut: [AtomicBool; 2],
     /// Longer datagrams are dropped without a word, in both directions.
     longest: AtomicUsize,
+    /// So many more from those who dial are lost.
+    losing: AtomicUsize,
 }
 
 impl Switch {
     pub fn set(&self, cut: [bool; 2]) {
         for (flag, cut) in self.0.cut.iter().zip(cut) {
-            flag.store(cut, Ordering::Relaxed);
+            flag.store(cut, Relaxed);
         }
     }
 
     /// From now on only datagrams up to this length pass.
     pub fn squeeze(&self, longest: usize) {
-        self.0.longest.store(longest, Ordering::Relaxed);
+        self.0.longest.store(longest, Relaxed);
+    }
+
+    /// The next datagrams from those who dial are lost.
+    pub fn lose(&self, count: usize) {
+        self.0.losing.store(count, Relaxed);
     }
 
     fn passes(&self, direction: usize, length: usize) -> bool {
-        !self.0.cut[direction].load(Ordering::Relaxed)
-            && length <= self.0.longest.load(Ordering::Relaxed)
+        let less = |left: usize| left.checked_sub(1);
+        let losing = &self.0.losing;
+        if direction == 0 && losing.fetch_update(Relaxed, Relaxed, less).is_ok() {
+            return false;
+        }
+        !self.0.cut[direction].load(Relaxed) && length <= self.0.longest.load(Relaxed)
     }
 }
 
@@ -62,6 +73,7 @@ impl Line {
         let switch = Switch(Arc::new(State {
             cut: [AtomicBool::new(false), AtomicBool::new(false)],
             longest: AtomicUsize::new(usize::MAX),
+            losing: AtomicUsize::new(0),
         }));
         let task = tokio::spawn(forward(front, target, one_way, switch.clone()));
         Self {
