@@ -15,7 +15,7 @@ from anyreach._punch_end import DEPENDENT, FEW_SECONDS, POOL, SPRAY, SPRAY_SECON
 from anyreach.addresses import Scope
 from anyreach.errors import ConnectionLost
 from anyreach.prediction import MAX_PREDICTED
-from anyreach.rounds import ROUND_SPACING
+from anyreach.rounds import BIRTHDAY_METHODS, ROUND_SPACING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +72,8 @@ class Server(End):
         if path is not None:
             self._entry.uses(self.outside()[:1], [from_core(*path.remote)])
             self._entry.end("direct", "it made a path")
+            if self._entry.attempt.technique in BIRTHDAY_METHODS:
+                self._budget.succeeded()
             self._entry = None
 
     def network_changed(self) -> None:
@@ -110,7 +112,9 @@ class Server(End):
     def _allows(self, addresses: Sequence[SocketAddress]) -> bool:
         """Whether a birthday attempt may be made towards these addresses, now."""
         outside = [a for a in addresses if a.scope is Scope.GLOBAL]
-        return self.kit.birthday and bool(outside) and self._budget.take(self.loop.time())
+        return (
+            self.kit.birthday and bool(outside) and self._budget.take(self.loop.time(), asked=True)
+        )
 
     # Steps
 

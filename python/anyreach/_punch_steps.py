@@ -42,7 +42,11 @@ ANSWER_ROUND_TRIPS: Final = 4
 ANSWER_SECONDS: Final = 1.5
 """How long the peer has for a step: some round trips, and the time it may take to measure."""
 
-REFRESH_SECONDS: Final = 4.0
+POOL_SECONDS: Final = 6.0
+"""How long a pool waits to be hit: what the peer's packets take, some seconds more for a slow line,
+and no more, as the next attempt waits for the end of this one."""
+
+REFRESH_SECONDS: Final = 3.0
 """Between two packets of each socket of a pool: shorter than any mapping lives."""
 
 STRAY: Final = 0.05
@@ -172,14 +176,17 @@ class Steps(End):
         targets = await self._ask("pool", self._one(self.outside()), POOL)
         address = next(iter(targets), None) or self._one(self._outside_of_peer())[0]
         entry.uses(self.outside()[:1], [address])
-        entry.because(f"none of {SPRAY} random ports answered")
         self.kit.contacts.add(address.ip)
         (ip,) = {host for host, _ in plain([address])}
         spray = self.core.spray(ip, SPRAY, SPRAY_SECONDS)
         try:
             sent, hit = await self.kit.wait(spray.poll)
-            if sent < SPRAY and not hit:
-                entry.because(f"only {sent} packets were allowed, and none was answered")
+            if not hit:
+                raise NoWayError(
+                    f"none of {SPRAY} random ports answered"
+                    if sent == SPRAY
+                    else f"only {sent} packets were allowed, and none was answered"
+                )
         finally:
             spray.cancel()
 
@@ -187,17 +194,19 @@ class Steps(End):
         """We open a pool towards the peer; it tries ports of our address."""
         address = self._one(self._outside_of_peer())[0]
         entry.uses(self.outside()[:1], [address])
-        entry.because(f"none of {SPRAY} random ports of ours was hit")
+        why = f"none of {SPRAY} random ports of ours was hit"
         self.kit.contacts.add(address.ip)
         ((ip, port),) = plain([address])
         pool = self.core.pool(ip, port, POOL)
         if pool.size < POOL:
-            entry.because(f"only {pool.size} of {POOL} sockets could be opened, and none was hit")
+            why = f"only {pool.size} of {POOL} sockets could be opened, and none was hit"
         try:
             await self._ask("spray", self._one(self.outside()), SPRAY)
-            while True:
+            until = self.loop.time() + POOL_SECONDS
+            while pool.adopted or self.loop.time() < until:
                 await asyncio.sleep(REFRESH_SECONDS)
                 pool.refresh()
+            raise NoWayError(why)
         finally:
             pool.close()
 

@@ -180,16 +180,21 @@ class BirthdayBudget:
         per_hour: attempts within an hour; 0 for never.
     """
 
-    __slots__ = ("_per_hour", "_taken")
+    __slots__ = ("_in_vain", "_per_hour", "_taken")
 
     HOUR: Final = 3600.0
-    FIRST_PAUSE: Final = 15.0
-    """Seconds between the first attempt and the second, four times as many before each further
-    one: what 99 % hit and this one did not is likely to be something else than bad luck."""
+    FIRST_PAUSE: Final = 5.0
+    """Seconds between an attempt in vain and the second, four times as many before each further
+    one: what 99 % hit and these did not is likely to be something else than bad luck."""
+
+    EARLY: Final = 1.0
+    """Seconds by which the side that is asked may take one before its pause is over: the request
+    for the first may have been under way for longer than that for the second."""
 
     def __init__(self, per_hour: int) -> None:
         self._per_hour = per_hour
         self._taken: deque[float] = deque()
+        self._in_vain = 0
 
     def available_at(self, now: float) -> float | None:
         """The earliest time for another one, ``now`` or later; ``None`` for never."""
@@ -198,22 +203,37 @@ class BirthdayBudget:
         self._forget(now)
         if not self._taken:
             return now
-        pause = self.FIRST_PAUSE * 4.0 ** min(len(self._taken) - 1, 6)
-        due = self._taken[-1] + min(pause, self.HOUR)
+        due = now
+        if self._in_vain:
+            pause = self.FIRST_PAUSE * 4.0 ** min(self._in_vain - 1, 6)
+            due = self._taken[-1] + min(pause, self.HOUR)
         if len(self._taken) >= self._per_hour:
             due = max(due, self._taken[0] + self.HOUR)
         return max(now, due)
 
-    def take(self, now: float) -> bool:
-        """Use one up, if there is one now."""
-        if self.available_at(now) != now:
+    def take(self, now: float, *, asked: bool = False) -> bool:
+        """Use one up, if there is one now. It counts as in vain until :meth:`succeeded`.
+
+        Args:
+            now: the time.
+            asked: whether it is the peer who wants it, and counts for itself.
+        """
+        due = self.available_at(now)
+        if due is None or due > now + (self.EARLY if asked else 0.0):
             return False
         self._taken.append(now)
+        self._in_vain += 1
         return True
+
+    def succeeded(self) -> None:
+        """The latest attempt has made a path: the next one need not wait, if it comes to that."""
+        self._in_vain = 0
 
     def _forget(self, now: float) -> None:
         while self._taken and self._taken[0] + self.HOUR <= now:
             self._taken.popleft()
+        if not self._taken:
+            self._in_vain = 0
 
 
 class Schedule:
@@ -314,6 +334,8 @@ class Schedule:
         if self._running is not None:
             if not self._direct:
                 self._winner = self._running.method, self._style
+                if self._running.method in BIRTHDAY_METHODS:
+                    self._budget.succeeded()
             self._over("direct", now)
         if self._direct:
             return

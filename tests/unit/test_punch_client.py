@@ -381,10 +381,10 @@ async def test_we_open_a_pool_where_ours_are() -> None:
     (pool,) = rig.connection.pools
     assert (pool.address, pool.size) == (THEIRS, POOL)
     await rig.prepared(THEIRS)
-    await asyncio.sleep(9)
-    assert pool.refreshed == 2
+    await asyncio.sleep(5)
+    assert pool.refreshed == 1
     assert not pool.closed
-    await asyncio.sleep(12)
+    await asyncio.sleep(2)
     assert pool.closed
     assert rig.results()["failed"] == 1
     await rig.punching.end()

@@ -335,10 +335,39 @@ class TestBirthday:
         budget = BirthdayBudget(2)
         assert budget.take(0.0)
         assert not budget.take(1.0)
-        assert budget.available_at(1.0) == 15.0
+        assert budget.available_at(1.0) == BirthdayBudget.FIRST_PAUSE
         assert budget.take(15.0)
         assert budget.available_at(100.0) == 3600.0
         assert not budget.take(3599.0)
         assert budget.take(3600.0)
         assert BirthdayBudget(0).available_at(0.0) is None
         assert not BirthdayBudget(0).take(0.0)
+
+    def test_after_a_success_the_next_need_not_wait(self) -> None:
+        budget = BirthdayBudget(3)
+        assert budget.take(0.0)
+        budget.succeeded()
+        assert budget.take(1.0)
+        assert not budget.take(2.0)
+        budget.succeeded()
+        assert budget.take(2.0)
+        budget.succeeded()
+        assert budget.available_at(3.0) == 3600.0
+
+    def test_a_path_makes_it_a_success(self) -> None:
+        budget = BirthdayBudget(4)
+        schedule = Schedule(budget)
+        schedule.planned(planned("pool"), 0.0)
+        schedule.candidates(0.0, usable=True)
+        assert isinstance(schedule.next(0.0, 0.05), Round)
+        assert budget.available_at(1.0) != 1.0
+        schedule.direct_up(1.0)
+        assert budget.available_at(1.0) == 1.0
+
+    def test_who_is_asked_may_be_early(self) -> None:
+        budget = BirthdayBudget(4)
+        assert budget.take(0.0, asked=True)
+        early = BirthdayBudget.FIRST_PAUSE - BirthdayBudget.EARLY
+        assert not budget.take(early)
+        assert not budget.take(early - 0.01, asked=True)
+        assert budget.take(early, asked=True)
