@@ -59,6 +59,10 @@ UNKNOWN_RTT: Final = 0.1
 AGAIN: Final = 600.0
 """Seconds after which everything is tried again: carriers change their NATs, rarely."""
 
+SILENT: Final = 5.0
+"""Seconds after which what told nothing is tried again, while somebody needs to know: after the NAT
+got another address, the tunnel has to follow first."""
+
 HELD: Final = 120.0
 """Seconds a tunnel is held that was opened for experiments alone: while rounds may need samples."""
 
@@ -122,6 +126,7 @@ class NatProbe:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._tried: set[tuple[int, SocketAddress]] = set()
+        self._silent: dict[tuple[int, SocketAddress], float] = {}  # when nothing came back
         self._flight = 0
         self._borrowed: Tunnel | None = None
         self._wanted_until = 0.0
@@ -142,11 +147,13 @@ class NatProbe:
         """The NAT of a family has another address, or is another one."""
         self._local.experiments = self._local.experiments.without(family)
         self._tried = {key for key in self._tried if key[1].version != family}
+        self._silent.clear()
         self._news.set()
 
     def network_changed(self) -> None:
         """The node is somewhere else: nothing that was found out holds any more."""
         self._tried.clear()
+        self._silent.clear()
         self._news.set()
 
     async def run(self) -> None:
@@ -160,8 +167,7 @@ class NatProbe:
                 for tunnel in self._usable():
                     for bound in tunnel.public:
                         await self._explore(tunnel, bound)
-                if not await self._rest():
-                    self._tried.clear()
+                await self._rest()
         finally:
             self._return()
 
@@ -179,19 +185,27 @@ class NatProbe:
         seen = SocketAddress.of(*back[-1].seen)
         return seen.ip, self._local.experiments.samples(family)
 
-    async def _rest(self) -> bool:
-        """Wait for news; false if it has become time to look at everything again."""
-        until = self._loop.time() + AGAIN
+    async def _rest(self) -> None:
+        """Wait for news, or until something is to be looked at again."""
+        now = self._loop.time()
+        all_again = until = now + AGAIN
         if self._borrowed is not None:
             until = min(until, self._wanted_until)
-        try:
+        if self._silent and now < self._wanted_until:
+            until = min(until, min(self._silent.values()) + SILENT)
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await self._news.wait()
-        except TimeoutError:
-            if self._borrowed is None:
-                return False
+        now = self._loop.time()
+        if now >= all_again:
+            self._tried.clear()
+        if now >= self._wanted_until:
             self._return()
-        return True
+        else:
+            due = [key for key, at in self._silent.items() if at + SILENT <= now]
+            for key in due:
+                del self._silent[key]
+                self._tried.discard(key)
 
     # Tunnels
 
@@ -271,10 +285,12 @@ class NatProbe:
             async with asyncio.TaskGroup() as tasks:
                 # New sockets disturb nothing; but what the node's own one sends to the address at
                 # the relay lets answers in.
-                tasks.create_task(self._sample(bound, FRESH_SAMPLES))
+                samples = tasks.create_task(self._sample(bound, FRESH_SAMPLES))
                 tasks.create_task(self._filtering(tunnel, bound, seen))
                 await asyncio.sleep(self._patience(tunnel))
                 tasks.create_task(self._mapping(tunnel, bound))
+            if not samples.result():
+                self._silent[key] = self._loop.time()
         finally:
             self.idle.set()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from anyreach._nat_probe import AGAIN, FRESH_SAMPLES, HELD, INWARD, NatProbe
+from anyreach._nat_probe import AGAIN, FRESH_SAMPLES, HELD, INWARD, SILENT, NatProbe
 from anyreach._proving import Contacts
 from anyreach._tunnels import Tunnels
 from anyreach.addresses import IpMode, SocketAddress
@@ -229,6 +229,9 @@ async def test_one_packet_that_is_lost_makes_no_firewall() -> None:
 async def test_everything_is_tried_once_and_again_in_another_network() -> None:
     rig = Rig()
     await rig.borrow()
+    for number, packet in enumerate(await rig.sent(FRESH_SAMPLES + 1)):
+        if packet.fresh:
+            packet.arrives(("203.0.113.10", 20_001 + number))
     await asyncio.sleep(5)
     count = len(rig.endpoint.reflections)
     for _ in range(10):
@@ -254,6 +257,21 @@ async def test_another_external_address_is_looked_into() -> None:
     await asyncio.sleep(5)
     assert len(rig.endpoint.reflections) > count
     assert rig.local.experiments.samples(4) == ()
+    await rig.end()
+
+
+@in_virtual_time
+async def test_what_told_nothing_is_tried_again_while_somebody_needs_to_know() -> None:
+    rig = Rig()
+    await rig.borrow()
+    await asyncio.sleep(2 * SILENT)
+    fresh = [p for p in rig.endpoint.reflections if p.fresh]
+    assert len(fresh) == 2 * FRESH_SAMPLES
+    assert fresh[FRESH_SAMPLES].at >= SILENT
+    await asyncio.sleep(HELD)
+    count = len(rig.endpoint.reflections)
+    await asyncio.sleep(AGAIN - 2 * HELD)
+    assert len(rig.endpoint.reflections) == count  # nobody needs to any more
     await rig.end()
 
 
