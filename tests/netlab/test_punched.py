@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from . import kinds, truth
+from . import kinds
 from .cells import DUAL, QUICK, QUICK_DUAL, TABLE
 from .kinds import Egress
 from .lab import Lab
@@ -43,9 +43,7 @@ def _parameter(engine: Engine, lines: Lines, cell: Cell) -> object:
     name = f"{near}-to-{far}-{engine.value}"
     # Nodes stay at their sites, so that the cells of one lab must not be spread over workers.
     marks = [pytest.mark.xdist_group(f"punched-{engine.value}-{lines}")]
-    # What takes thousands of packets at the right time is for a machine that does nothing else.
-    lucky = truth.cheapest(*cell) is truth.Cheapest.BIRTHDAY
-    if lucky or cell not in _QUICK.get((engine, lines), ()):
+    if cell not in _QUICK.get((engine, lines), ()):
         marks.append(pytest.mark.full)
     return pytest.param(
         engine, lines, cell, id=name if lines == PERFECT else f"{name}-{lines}", marks=marks

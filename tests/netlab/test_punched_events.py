@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _engines = pytest.mark.parametrize("engine", list(Engine), ids=lambda engine: engine.value)
 _sides = pytest.mark.parametrize("whose", ["near", "far"])
-_full = pytest.mark.full
 
 _HOME: Final = kinds.PORT_RESTRICTED
 
@@ -58,11 +57,7 @@ def _host(site: Site) -> LanHost:
 
 @_engines
 @_sides
-@pytest.mark.parametrize(
-    "kind",
-    [_HOME, pytest.param(kinds.SYMMETRIC_RANDOM, marks=_full)],
-    ids=str,
-)
+@pytest.mark.parametrize("kind", [_HOME, kinds.SYMMETRIC_RANDOM], ids=str)
 def test_a_nat_reboots(lab: Lab, engine: Engine, whose: str, kind: SiteKind) -> None:
     """All its mappings and flows are gone."""
     talk = Talk(lab, kind, _HOME, engine=engine)
@@ -94,7 +89,6 @@ def test_a_site_gets_a_new_public_address(lab: Lab, engine: Engine, whose: str) 
     assert again < _AGAIN
 
 
-@_full
 @_sides
 def test_a_host_moves_to_another_network(lab: Lab, whose: str) -> None:
     talk = Talk(lab, _HOME, _HOME)
@@ -111,7 +105,6 @@ def test_a_host_moves_to_another_network(lab: Lab, whose: str) -> None:
     assert again < _AGAIN
 
 
-@_full
 @_sides
 def test_udp_is_blocked_midway_and_allowed_again(lab: Lab, whose: str) -> None:
     talk = Talk(lab, _HOME, _HOME)
@@ -134,13 +127,7 @@ def test_udp_is_blocked_midway_and_allowed_again(lab: Lab, whose: str) -> None:
 @pytest.mark.parametrize(
     ("engine", "load", "far"),
     [
-        pytest.param(
-            engine,
-            load,
-            far,
-            id=f"{far}-{load}-{engine.value}",
-            marks=() if (engine, load, far) == (Engine.KERNEL, "light", _HOME) else _full,
-        )
+        pytest.param(engine, load, far, id=f"{far}-{load}-{engine.value}")
         for far in (_HOME, kinds.PUBLIC)
         for load in ("light", "bulk")
         for engine in Engine
@@ -232,9 +219,8 @@ def test_a_node_is_suspended(lab: Lab, whose: str) -> None:
     assert again < _AGAIN
 
 
-@_full
 @_engines
-@pytest.mark.parametrize("timeout", [5, pytest.param(30, marks=_full)])
+@pytest.mark.parametrize("timeout", [5, 30])
 def test_an_idle_connection_outlives_the_timeout_of_the_mappings(
     lab: Lab, engine: Engine, timeout: int
 ) -> None:
@@ -256,7 +242,6 @@ def test_an_idle_connection_outlives_the_timeout_of_the_mappings(
     assert talk.a.lost() == talk.b.lost() == []
 
 
-@_full
 @_engines
 def test_mappings_lost_once_are_kept_alive(lab: Lab, engine: Engine) -> None:
     assert _HOME.nat is not None
@@ -275,7 +260,7 @@ def test_mappings_lost_once_are_kept_alive(lab: Lab, engine: Engine) -> None:
 
 
 @_sides
-@pytest.mark.parametrize("size", [1400, pytest.param(1300, marks=_full)])
+@pytest.mark.parametrize("size", [1400, 1300])
 def test_a_line_that_drops_large_packets_is_used_directly(lab: Lab, size: int, whose: str) -> None:
     talk = Talk(lab, _HOME, _HOME)
     _site(talk, whose).line.drop_larger_than(size)
@@ -288,7 +273,7 @@ def test_a_line_that_drops_large_packets_is_used_directly(lab: Lab, size: int, w
     assert talk.a.way(talk.b)["method"] in STRAIGHT
 
 
-@pytest.mark.parametrize("size", [1400, pytest.param(1300, marks=_full)])
+@pytest.mark.parametrize("size", [1400, 1300])
 def test_a_line_begins_to_drop_large_packets_midway(lab: Lab, size: int) -> None:
     talk = Talk(lab, _HOME, _HOME)
     talk.connect()
@@ -303,14 +288,7 @@ def test_a_line_begins_to_drop_large_packets_midway(lab: Lab, size: int) -> None
     assert again < _AGAIN
 
 
-@pytest.mark.parametrize(
-    "whose",
-    [
-        "near",
-        pytest.param("far", marks=_full),
-        "both",
-    ],
-)
+@pytest.mark.parametrize("whose", ["near", "far", "both"])
 def test_routers_that_answer_for_themselves(lab: Lab, whose: str) -> None:
     """Their connection tracking keeps a flow for what came too early, in the way of the host's."""
     ground = Ground(lab, Engine.KERNEL)
