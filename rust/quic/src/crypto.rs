@@ -10,6 +10,7 @@ mod parameters;
 mod responses;
 mod retry;
 mod session;
+mod statuses;
 mod tap;
 pub mod tls;
 mod token_key;

@@ -417,6 +417,12 @@ impl Connection {
         for id in come {
             self.path_established(id);
         }
+        let statuses = &self.0.activity.statuses;
+        for (id, record) in self.0.paths.lock().iter_mut() {
+            if let Some(standby) = statuses.standby(path_number(*id)) {
+                record.peer_standby = standby;
+            }
+        }
     }
 
     /// Notes a report of the peer. True if it tells something new.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use super::{hushed::Hushed, last_words::LastWords, responses::Responses};
+use super::{hushed::Hushed, last_words::LastWords, responses::Responses, statuses::Statuses};
 
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
@@ -17,6 +17,8 @@ pub(crate) struct Activity {
     pub(crate) last_words: LastWords,
     /// Responses to challenges the peer has paid for.
     pub(super) responses: Responses,
+    /// What the peer wants of its paths.
+    pub(crate) statuses: Statuses,
 }
 
 impl Activity {

@@ -80,6 +80,7 @@ impl PacketKey for OneRttKey {
         if let Some(tap) = &self.tap {
             tap.opened(path_id, packet, payload);
         }
+        self.activity.statuses.admit(payload);
         let refused = self.activity.responses.admit(payload, self.layer.is_some());
         if let Some(layer) = &self.layer {
             if refused {
