@@ -38,6 +38,9 @@ LOADED: Final = 0.7
 """Share of what the congestion window allows from which on a path was filled, so that what it
 carried is what it can carry."""
 
+TWIN_SECONDS: Final = 5.0
+"""Age from which on a path is closed that leads where the one in use does: by then it is no heir."""
+
 SILENT_PACKETS: Final = 8
 """Packets without any in return that show that a path carries nothing, while another one works."""
 
@@ -156,7 +159,7 @@ class Ranking:
         spare = {path.id for path in paths if path.method == "relayed" and not path.current}
         if spare and spare <= set(decision.close):
             self._declined(entry.core)
-        for number in decision.close:
+        for number in {*decision.close, *_twins(paths)}:
             entry.core.close_path(number)
 
     def _measure(self, entry: _Entry, paths: Sequence[_core.PathInfo], now: float) -> None:
@@ -180,6 +183,23 @@ class Ranking:
             entry.seen[path.id] = last
         if moved > BUSY_BYTES:
             entry.active_at = now
+
+
+def _twins(paths: Sequence[_core.PathInfo]) -> list[int]:
+    """Paths that lead from the same address to the same one as the path in use: what both ends sent
+    at once may have opened two. They only cost keep-alives."""
+    path = current(paths)
+    if path is None or path.method == "relayed" or path.age < TWIN_SECONDS:
+        return []
+    way = (path.remote, path.local_ip)
+    return [
+        other.id
+        for other in paths
+        if other.method != "relayed"
+        and not other.current
+        and other.age >= TWIN_SECONDS
+        and (other.remote, other.local_ip) == way
+    ]
 
 
 def _compared(last: _Seen, path: _core.PathInfo, now: float) -> _Seen:

@@ -44,6 +44,7 @@ class FakePath:
     current: bool = True
     via: bytes | None = None
     tunnelled: bool = False
+    local_ip: str | None = None
     age: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0

@@ -134,6 +134,20 @@ async def test_a_second_relayed_path_is_closed_when_direct_has_lasted() -> None:
 
 
 @in_virtual_time
+async def test_of_two_paths_between_the_same_addresses_one_is_left() -> None:
+    connection, direct, relayed = pair(rtt=0.02, age=10.0)
+    twin = FakePath(2, method="punched", rtt=0.02, current=False, age=1.0)
+    other = FakePath(3, ("192.0.2.2", 9000), "punched", current=False, age=10.0)
+    connection.route = [direct, twin, other, relayed]
+    ranks = ranking()
+    ranks.changed(connection.core())
+    assert connection.closed == []  # it may be the heir of one that is dead
+    twin.age = 6.0
+    ranks.changed(connection.core())
+    assert connection.closed == [2]
+
+
+@in_virtual_time
 async def test_the_side_that_was_dialed_follows() -> None:
     connection, *_ = pair()
     connection.outbound = False
