@@ -39,7 +39,7 @@ LOADED: Final = 0.7
 carried is what it can carry."""
 
 TWIN_SECONDS: Final = 5.0
-"""Age from which on a path is closed that leads where the one in use does: by then it is no heir."""
+"""Age from which on a path is closed that leads where the one in use does: no heir by then."""
 
 SILENT_PACKETS: Final = 8
 """Packets without any in return that show that a path carries nothing, while another one works."""
