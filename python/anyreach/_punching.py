@@ -140,14 +140,23 @@ class Punching:
     def is_open(self, core: _core.Connection) -> bool:
         """Whether a direct path may be made soon."""
         end = self._ends.get(core.id)
-        return isinstance(end, Client) and not end.settled.is_set()
+        return isinstance(end, Client) and not end.settled.is_set() and not self._is_udp_blocked()
+
+    def is_promising(self, core: _core.Connection) -> bool:
+        """Whether both ends have told addresses that go together."""
+        end = self._ends.get(core.id)
+        return isinstance(end, Client) and bool(end.pairing.kept)
+
+    def _is_udp_blocked(self) -> bool:
+        """Whether everything this node sends goes through TCP."""
+        ways = [path for core in self._kit.core.connections() for path in core.paths()]
+        return bool(ways) and all(path.tunnelled for path in ways)
 
     def account(self, core: _core.Connection, paths: Sequence[Path]) -> Account:
         """Everything :func:`anyreach.explain.explain` needs."""
         end = self._ends.get(core.id)
         if end is not None:
             end.changed()  # a path may be up before anybody has told
-        ways = [path for other in self._kit.core.connections() for path in other.paths()]
         account = Account(
             peer_id=str(PeerId(core.peer_id)),
             outbound=core.outbound,
@@ -156,7 +165,7 @@ class Punching:
             can_punch=core.can_punch,
             direct=self._enabled,
             birthday=self._kit.birthday,
-            udp_blocked=bool(ways) and all(path.tunnelled for path in ways),
+            udp_blocked=self._is_udp_blocked(),
         )
         return account if end is None else _filled(account, end)
 

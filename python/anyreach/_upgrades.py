@@ -105,13 +105,24 @@ class Upgrades:
         """Wait a moment for a direct path, if ``connection`` has none and one may come."""
         if self._grace == 0 or has_direct(connection) or not self._punching.is_open(connection):
             return
-        seconds = self._grace
-        if seconds is None:
-            rtt = max((path.rtt for path in connection.paths()), default=0.0)
-            seconds = min(_GRACE_ROUND_TRIPS * rtt + _GRACE_EXTRA, _LONGEST_GRACE)
+        if self._grace is not None:
+            await self._settled(connection, self._grace)
+            return
+        # What the peer has to say comes with its hello. Where no address of it goes with one of
+        # ours, as with UDP blocked at its end, nothing is waited for.
+        rtt = max((path.rtt for path in connection.paths()), default=0.0)
+        seconds = min(_GRACE_ROUND_TRIPS * rtt + _GRACE_EXTRA, _LONGEST_GRACE)
+        first = min(rtt / 2 + _GRACE_EXTRA / 2, seconds)
+        if not await self._settled(connection, first) and self._punching.is_promising(connection):
+            await self._settled(connection, seconds - first)
+
+    async def _settled(self, connection: _core.Connection, seconds: float) -> bool:
+        """Whether within that time a direct path is up, or it is certain that none can be made."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._punching.settled(connection)
+                return True
+        return False
 
     def ended(self, connection_id: int) -> None:
         """The connection has ended."""

@@ -46,6 +46,7 @@ class FakePunching:
 
     def __init__(self) -> None:
         self.possible = True
+        self.promising = True
         self.over = asyncio.Event()
         self.begun: list[int] = []
         self.told = 0
@@ -61,6 +62,9 @@ class FakePunching:
 
     def is_open(self, core: Any) -> bool:
         return self.possible and core.id in self.begun and not self.over.is_set()
+
+    def is_promising(self, _: Any) -> bool:
+        return self.promising
 
     async def settled(self, _: Any) -> None:
         await self.over.wait()
@@ -400,6 +404,21 @@ async def test_nobody_waits_for_a_path_that_cannot_come() -> None:
     rig.punching.possible = False
     rig.begin(DIRECT, ways=(SPARE,))
     assert await waited(rig) == 0
+    await rig.upgrades.end()
+
+
+@in_virtual_time
+async def test_without_addresses_that_go_together_the_grace_is_short() -> None:
+    for promising, expected in ((False, 0.075), (True, 0.45)):
+        rig = Rig(connection=FakeConnection(id=7, route=[relayed(rtt=0.1)]))
+        rig.punching.promising = promising
+        rig.begin()
+        assert await waited(rig) == pytest.approx(expected, abs=0.01)
+        await rig.upgrades.end()
+    rig = Rig(grace=2.5)
+    rig.punching.promising = False
+    rig.begin()
+    assert await waited(rig) == pytest.approx(2.5, abs=0.01)
     await rig.upgrades.end()
 
 
