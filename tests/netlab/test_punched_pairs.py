@@ -86,6 +86,8 @@ def test_isolated_hosts_of_one_lan_have_their_external_addresses(
     assert site.gateway is not None
     site.gateway.isolate()
     assert ask(hosts[0], hosts[1].address(4), tries=1).received == 0
+    if hairpins and engine is Engine.KERNEL:
+        required = STRAIGHT  # its filters do not apply to hairpinned packets
     meeting = ground.introduce(*(ground.inhabit(site, host) for host in hosts))
     trial = meeting.judge(required, engine, _WAIT)
     assert not trial.faults, "\n".join(trial.faults)
