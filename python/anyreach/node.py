@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -376,7 +377,15 @@ async def _identity(config: P2pConfig) -> tuple[Identity, KeyLock | None]:
             return Identity.generate(), None
         case Path() as path:
             # Reads and syncs files, which may take long.
-            return await asyncio.to_thread(claim, path)
+            claiming = asyncio.create_task(asyncio.to_thread(claim, path), name="anyreach-key")
+            try:
+                return await asyncio.shield(claiming)
+            except asyncio.CancelledError:
+                # The thread goes on, and would hold the key when whoever comes next asks for it.
+                with suppress(Exception):
+                    _, lock = await claiming
+                    lock.release()
+                raise
         case identity:
             return identity, None
 
